@@ -1,0 +1,1 @@
+"""Session stores: the same semantics on each engine."""

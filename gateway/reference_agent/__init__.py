@@ -1,0 +1,1 @@
+"""A runnable Agent Runtime: documents the upstream contract and makes the demo real."""
