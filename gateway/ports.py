@@ -137,7 +137,7 @@ class ClientConnection(Protocol):
 
 
 class ConnectionGate(Protocol):
-    """What the engine offers to the WebSocket adapters: decide about an upgrade, then live the socket's life."""
+    """What the engine offers to the WebSocket adapters: decide about an upgrade, then live its life."""
 
     async def admit(self, request: UpgradeRequest) -> Admission:
         """Decide about an upgrade. Raises ``GatewayError``: answer ``http_status``, do not upgrade."""
@@ -218,7 +218,7 @@ class SessionStore(Protocol):
 
     @property
     def is_durable(self) -> bool:
-        """False: nothing outlives the process, so the engine keeps its sessions itself and commits nothing."""
+        """False: nothing outlives the process; the engine keeps its sessions itself and commits nothing."""
         ...
 
     async def commit(self, commits: Sequence[SessionCommit]) -> None:
@@ -230,11 +230,14 @@ class SessionStore(Protocol):
         ...
 
     async def owner(self, session_id: str) -> str | None:
-        """The subject that the session belongs to, or None when it does not exist. Raises ``StoreUnavailable``."""
+        """The subject that the session belongs to, or None. Raises ``StoreUnavailable``."""
         ...
 
     async def claim(self, session_id: str, subject: str, now: float) -> str:
-        """Make ``subject`` the owner if the session has none; returns the owner. Atomic. Raises ``StoreUnavailable``."""
+        """Make ``subject`` the owner if there is none; returns the owner. Atomic.
+
+        Raises ``StoreUnavailable``.
+        """
         ...
 
     async def sessions_of(self, subject: str) -> frozenset[str]:
