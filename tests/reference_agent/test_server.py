@@ -1,0 +1,132 @@
+"""The runtime over real sockets: ending cleanly, stopping at once, surviving what clients do."""
+
+import time
+
+import httpx
+import pytest
+import trio
+
+from gateway.reference_agent.server import serve_agent, split_bind
+from gateway.reference_agent.settings import AgentSettings
+
+from .conftest import AgentClient, RunAgent
+
+
+async def test_a_conversation_with_approval_reaches_its_final_answer(client: AgentClient) -> None:
+    """Create a file: switch, words, a call for approval; approve, run, and the answer ends."""
+    asked = await client.say("create hello.py that prints hello")
+    call = asked.calls[0]
+    decided = await client.decide(call["call_id"], "APPROVE")
+    answered = await client.result(call["call_id"], "ok")
+    assert asked.types == ["agent_switched", "assistant_message", "tool_call"]
+    assert (call["tool_name"], call["requires_approval"]) == ("write_file", True)
+    assert call["arguments"] == {"path": "hello.py", "content": 'print("hello")\n'}
+    assert (decided.events, decided.ended) == ([], True)
+    assert answered.events[-1] == {"type": "assistant_message", "token": "", "is_final": True}
+    assert answered.ended
+
+
+async def test_closing_the_request_stops_the_brain_at_once(run_agent: RunAgent) -> None:
+    """After the client has gone, no further word reaches the history."""
+    async with run_agent(token_delay=0.02) as client:
+        await client.read_until("count to 1000", b'"3 "')
+        began = time.monotonic()
+        while (await client.get("/events/metrics"))["running_turns"]:
+            assert time.monotonic() - began < 1
+            await trio.sleep(0.01)
+        history = (await client.get("/sessions/s1/history"))["messages"]
+    assert history[-1]["interrupted"] is True
+    assert len(history[-1]["content"].split()) < 10
+
+
+async def test_events_are_flushed_one_by_one(run_agent: RunAgent) -> None:
+    """The first token is there long before the last."""
+    async with run_agent(token_delay=0.05) as client:
+        body = {"session_id": "s1", "message": {"type": "user_message", "content": "count to 10"}}
+        async with client.http.stream("POST", "/agent/message/stream", json=body) as response:
+            times = [time.monotonic() async for line in response.aiter_lines() if "token" in line]
+    assert times[9] - times[0] > 0.3
+
+
+async def test_silence_is_filled_with_heartbeats(run_agent: RunAgent) -> None:
+    """While the brain thinks, comments keep the connection alive."""
+    async with run_agent(heartbeat_interval=0.1) as client:
+        body = {"session_id": "s1", "message": {"type": "user_message", "content": "think 1"}}
+        response = await client.http.post("/agent/message/stream", json=body)
+    assert 5 <= response.text.count(": heartbeat\n\n") <= 10
+    assert "event: done" in response.text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\nHost: a\xff\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: a\r\nUpgrade: \xff\xfe\r\nConnection: upgrade\r\n\r\n",
+        b"GET /h\xc3\xa9alth HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: \xff\xff\r\n\r\n",
+        b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        b"Sec-WebSocket-Extensions: \xff\r\nSec-WebSocket-Protocol: \xff\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff",
+        b"\x00\x01\x02\r\n\r\n",
+    ],
+)
+async def test_a_malformed_request_ends_only_its_own_connection(client: AgentClient, head: bytes) -> None:
+    """The server goes on answering others."""
+    host, port = client.http.base_url.host, client.http.base_url.port
+    assert port is not None
+    stream = await trio.open_tcp_stream(host, port)
+    async with stream:
+        await stream.send_all(head)
+        with trio.move_on_after(0.3):
+            await stream.receive_some()
+    assert (await client.get("/health"))["status"] == "healthy"
+
+
+async def test_a_stalled_reader_does_not_hold_up_the_end() -> None:
+    """Cancelling ends the server at once though a client has stopped reading its stream."""
+    began = time.monotonic()
+    async with trio.open_nursery() as nursery:
+        url = httpx.URL(await nursery.start(serve_agent, AgentSettings(bind="127.0.0.1:0", token_delay=0.0)))
+        stream = await trio.open_tcp_stream(url.host, url.port or 0)
+        body = b'{"session_id":"s1","message":{"type":"user_message","content":"count to 100000"}}'
+        await stream.send_all(
+            b"POST /agent/message/stream HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(body), body)
+        )
+        await trio.sleep(1.5)
+        nursery.cancel_scope.cancel()
+        await stream.aclose()
+    assert time.monotonic() - began < 5
+
+
+async def test_the_internal_key_guards_everything_but_health(run_agent: RunAgent) -> None:
+    """A missing or wrong key is 401; the right one is let in."""
+    async with run_agent(internal_key="secret") as client:
+        refused = [
+            (await client.http.get("/agents")).status_code,
+            (await client.http.get("/agents", headers={"X-Internal-Auth": "secre"})).status_code,
+            (await client.http.post("/agent/message/stream", json={})).status_code,
+        ]
+        open_to_all = (await client.http.get("/health")).status_code
+        let_in = (await client.http.get("/agents", headers={"X-Internal-Auth": "secret"})).status_code
+    assert (refused, open_to_all, let_in) == ([401, 401, 401], 200, 200)
+
+
+async def test_a_taken_port_is_a_plain_oserror(client: AgentClient) -> None:
+    """The caller can tell the user, without unwrapping groups."""
+    with pytest.raises(OSError, match="in use"):
+        await serve_agent(AgentSettings(bind=f"127.0.0.1:{client.http.base_url.port}"))
+
+
+@pytest.mark.parametrize("bind", ["8001", "localhost", ":80", "a:b", "a:70000", "a:-1"])
+def test_a_bad_bind_address_says_what_is_expected(bind: str) -> None:
+    """Each is refused with an example."""
+    with pytest.raises(ValueError, match="expected HOST:PORT"):
+        split_bind(bind)
+
+
+def test_binds_of_both_families() -> None:
+    """An IPv6 host is written in brackets."""
+    assert (split_bind("127.0.0.1:0"), split_bind("[::1]:80")) == (("127.0.0.1", 0), ("::1", 80))
