@@ -16,7 +16,7 @@ MAX_ITEMS = 50
 MAX_DEPTH = 4
 
 _SECRET_NAME = re.compile(
-    r"authorization|token|secret|passw|cookie|credential|jwt|bearer|internal_?auth|(^|_)key$|api_?key",
+    r"authorization|token|secret|passw|cookie|credential|jwt|bearer|internal[_-]?auth|(^|[_-])key$|api[_-]?key",
     re.IGNORECASE,
 )
 _CONTENT_NAME = re.compile(
