@@ -33,7 +33,7 @@ KEEP_ALIVE = 75.0
 class ClientStream:
     """A socket with what hypercorn asks of a stream, with a deadline on writing and an immediate close."""
 
-    def __init__(self, stream: trio.SocketStream, send_deadline: float = SEND_DEADLINE) -> None:
+    def __init__(self, stream: trio.SocketStream, send_deadline: float) -> None:
         self.socket = stream.socket
         self._stream = stream
         self._send_deadline = send_deadline
@@ -67,12 +67,18 @@ class ClientStream:
 class HttpServer:
     """Serves an ASGI application on listeners; a fault in one connection stays in that connection."""
 
-    def __init__(self, app: AppWrapper, config: Config) -> None:
+    def __init__(self, app: AppWrapper, config: Config, *, send_deadline: float = SEND_DEADLINE) -> None:
         self._app = app
+        self._send_deadline = send_deadline
         self._config = config
         self._context = WorkerContext(None)
-        self._streams: set[ClientStream] = set()
+        self._connections = 0
         self._log = structlog.get_logger("reference_agent")
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open."""
+        return self._connections
 
     async def serve(
         self,
@@ -82,18 +88,13 @@ class HttpServer:
     ) -> None:
         """Serve until cancelled; then every connection is closed and its request cancelled."""
         async with trio.open_nursery() as nursery:
-            try:
-                await trio.serve_listeners(
-                    self._serve_connection, listeners, handler_nursery=nursery, task_status=task_status
-                )
-            finally:
-                # A write in hypercorn's shielded scope would outlive the cancellation on a stalled client.
-                for stream in self._streams:
-                    stream.abort()
+            await trio.serve_listeners(
+                self._serve_connection, listeners, handler_nursery=nursery, task_status=task_status
+            )
 
     async def _serve_connection(self, socket_stream: trio.SocketStream) -> None:
-        stream = ClientStream(socket_stream)
-        self._streams.add(stream)
+        stream = ClientStream(socket_stream, self._send_deadline)
+        self._connections += 1
         try:
             state = cast(ConnectionState, {})
             # hypercorn's type names SSLStream, but it only uses `socket` and what every stream has.
@@ -102,7 +103,7 @@ class HttpServer:
             # Some malformed requests raise out of hypercorn and would otherwise end the process.
             self._log.warning("connection_failed", error=repr(group.exceptions[0]))
         finally:
-            self._streams.discard(stream)
+            self._connections -= 1
             stream.abort()
 
 
