@@ -174,16 +174,12 @@ def _rewritten(fields: dict[str, Any], data: bytes, replaced: dict[str, bytes]) 
 def _error_fields(fields: dict[str, Any]) -> dict[str, bytes]:
     """What an ``error`` event lacks of the form that clients of both generations can read."""
     text = _error_text(fields)
-    wanted: dict[str, Any] = {"error": text, "content": text}
+    wanted: dict[str, Any] = {name: text for name in ("error", "content") if fields.get(name) != text}
     if not (type(fields.get("code")) is str and fields["code"]):
         wanted["code"] = "AGENT_ERROR"
     if type(fields.get("retryable")) is not bool:
         wanted["retryable"] = False
-    return {
-        name: bytes(memoryview(orjson.dumps(value)))
-        for name, value in wanted.items()
-        if name not in fields or fields[name] != value
-    }
+    return {name: orjson.dumps(value) for name, value in wanted.items()}
 
 
 def _error_text(fields: dict[str, Any]) -> str:

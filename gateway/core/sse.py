@@ -80,26 +80,29 @@ class SseParser:
 
         Nearly every token arrives whole in one read: 0.8 µs here, 4 µs line by line.
         """
-        text = chunk.replace(b"\r\n", b"\n") if b"\r" in chunk else chunk
-        if b"\r" in text:
-            return chunk
-        start = 0
-        while (end := text.find(b"\n\n", start)) != -1:
+        text = chunk
+        if b"\r" in chunk:
+            text = chunk.replace(b"\r\n", b"\n")
+            if b"\r" in text:
+                return chunk
+        start, length = 0, len(text)
+        while start < length:
             if text.startswith(b"event: message\ndata: ", start):
                 value = start + 21
             elif text.startswith(b"data: ", start):
                 value = start + 6
             else:
                 break
-            if text.find(b"\n", value, end) != -1 or end - value + 6 > self._max_event_bytes:
-                break
+            end = text.find(b"\n", value)
+            if not text.startswith(b"\n", end + 1) or end - value + 6 > self._max_event_bytes:
+                break  # not ended yet, or more lines, or too large: for the slow way to say
             data = text[value:end]
             if not data.isascii():
                 data = _valid_utf8(data)
             events.append(ServerSentEvent("message", data, self._event_id))
             start = end + 2
             self._at_start = False
-        return text[start:] if start else chunk
+        return text[start:]
 
     def _take_lines(self, chunk: bytes, events: list[ServerSentEvent]) -> None:
         if self._after_cr and chunk.startswith(b"\n"):
