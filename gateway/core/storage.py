@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 from attrs import field, frozen
 
@@ -122,3 +123,22 @@ class StoredSession:
     """In the order they were accepted."""
     ledger: tuple[LedgerEntry, ...] = ()
     decisions: tuple[Decision, ...] = ()
+
+
+class CommitRefused(Exception):
+    """Some sessions' commits do not fit what the store holds of them; the others of the call are stored.
+
+    Either the caller has a bug, or the store lost the session's past while the caller still had it in
+    memory (its file was corrupt and begun anew). In both cases the session goes on only by claiming it
+    and committing ``reset=True`` with a new epoch. Of a refused session, what stood before the unfit commit
+    in the same call is stored, that commit and all after it are not. Trying again will not help.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        why = "; ".join(sorted(set(reasons.values())))
+        super().__init__(
+            f"The store refused the commits of {len(reasons)} session(s): {why}. "
+            "They need a new epoch; trying the same again will not help."
+        )
+        self.reasons = reasons
+        """Why, by session id; without content."""

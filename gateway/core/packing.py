@@ -1,0 +1,106 @@
+"""Stored values as bytes: what a store keeps in its cells, the same for every store.
+
+Every packed value begins with one byte that names its format, so that a later version can read what an
+earlier one wrote. Numbers are little-endian.
+
+Events (format 1): the number of events (4 bytes), one kind byte per event, one 4-byte length per event,
+then the events' data end to end. Seqs are not written: they are consecutive, and whoever stores a pack
+knows the last one. A ``SessionRecord`` and a ``QueuedMessage`` (format 1) are a MessagePack map by field
+name; fields that are added later need a default, fields that are gone are passed over when read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+
+from gateway.core.events import Event, EventKind
+from gateway.core.storage import QueuedMessage, SessionRecord
+
+Value = TypeVar("Value")
+
+_FORMAT = 1
+_HEAD = struct.Struct("<BI")
+_ONE = struct.Struct("<BIBI")
+"""Head, kind and length of a pack of one event: by far the most frequent size."""
+_FORMAT_BYTE = bytes((_FORMAT,))
+_KINDS = tuple(EventKind)
+
+
+class UnreadablePack(ValueError):
+    """Bytes that no version of this format wrote, or that a newer one did."""
+
+
+def pack_events(events: Sequence[Event]) -> bytes:
+    """Pack consecutive events. Raises ``ValueError`` when there is none or their seqs have a gap."""
+    count = len(events)
+    if count == 1:
+        _, kind, data = events[0]
+        return _ONE.pack(_FORMAT, 1, kind, len(data)) + data
+    if not count:
+        raise ValueError("a pack holds at least one event")
+    seq = events[0].seq
+    for expected, event in enumerate(events, seq):
+        if event.seq != expected:
+            raise ValueError(f"seq {event.seq} where {expected} was due")
+    payloads = [event.data for event in events]
+    return b"".join(
+        (
+            _HEAD.pack(_FORMAT, count),
+            bytes([event.kind for event in events]),
+            struct.pack(f"<{count}I", *map(len, payloads)),
+            *payloads,
+        )
+    )
+
+
+def unpack_events(packed: bytes, last_seq: int) -> list[Event]:
+    """The events of a pack whose newest has ``last_seq``, oldest first. Raises ``UnreadablePack``."""
+    try:
+        version, count = _HEAD.unpack_from(packed)
+        if version != _FORMAT:
+            raise UnreadablePack(f"events in format {version}, this version reads format {_FORMAT}")
+        kinds = packed[_HEAD.size : _HEAD.size + count]
+        lengths = struct.unpack_from(f"<{count}I", packed, _HEAD.size + count)
+    except struct.error as error:
+        raise UnreadablePack(f"a pack of events that is cut short: {error}") from None
+    start = _HEAD.size + 5 * count
+    if start + sum(lengths) != len(packed) or max(kinds, default=0) >= len(_KINDS):
+        raise UnreadablePack("a pack of events whose lengths or kinds do not hold together")
+    events = []
+    for seq, kind, length in zip(range(last_seq - count + 1, last_seq + 1), kinds, lengths, strict=True):
+        events.append(Event(seq, _KINDS[kind], packed[start : start + length]))
+        start += length
+    return events
+
+
+def pack_record(record: SessionRecord) -> bytes:
+    """Pack a session's record. Raises ``ValueError`` for text that is not Unicode (lone surrogates)."""
+    return _FORMAT_BYTE + msgspec.msgpack.encode(record)
+
+
+def unpack_record(packed: bytes) -> SessionRecord:
+    """Read a session's record. Raises ``UnreadablePack``."""
+    return _unpack(packed, SessionRecord)
+
+
+def pack_message(message: QueuedMessage) -> bytes:
+    """Pack a queued message. Raises ``ValueError`` for text that is not Unicode (lone surrogates)."""
+    return _FORMAT_BYTE + msgspec.msgpack.encode(message)
+
+
+def unpack_message(packed: bytes) -> QueuedMessage:
+    """Read a queued message. Raises ``UnreadablePack``."""
+    return _unpack(packed, QueuedMessage)
+
+
+def _unpack(packed: bytes, kind: type[Value]) -> Value:
+    if packed[:1] != _FORMAT_BYTE:
+        raise UnreadablePack(f"a {kind.__name__} in a format that this version does not read")
+    try:
+        return msgspec.msgpack.decode(memoryview(packed)[1:], type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UnreadablePack(f"a {kind.__name__} that cannot be read: {type(error).__name__}") from None
