@@ -1,0 +1,271 @@
+"""IDE sockets over trio-websocket: the handshake, and the ``ClientConnection`` that the engine holds.
+
+trio-websocket does the handshake, reads, answers pings and closes. Data frames, pings and the close frame
+that we begin are written here, straight to the ``DirectStream`` below it (docs/decisions, *one write per
+token*): what the kernel takes at once costs no pass through the scheduler.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+import trio_websocket
+from attrs import frozen
+from wsproto.events import Request
+
+from gateway.adapters.direct_stream import DirectStream
+from gateway.adapters.guarded_wsproto import GuardedConnection
+from gateway.core.errors import GatewayError
+from gateway.core.http_refusal import refusal_of
+from gateway.core.request_head import RequestHead
+from gateway.core.websocket_frames import FrameEncoder, binary_frame, text_frame
+from gateway.core.websocket_protocol import CloseCode, Dialect
+from gateway.ports import Admission, ConnectionClosed, ConnectionGate, Telemetry, UpgradeRequest
+
+MESSAGE_QUEUE_SIZE: Final = 16
+"""Messages read ahead of the engine's reader. Pongs are seen only while there is room, so more than one; the
+memory that a client can take with it is this times the largest message."""
+
+RECEIVE_BYTES: Final = 16 * 2**10
+"""Per read; a client message is seldom larger, and the buffer is only taken while something is there."""
+
+_LOST: Final = 1006  # RFC 6455 section 7.1.5: ended without a close frame
+
+
+@frozen
+class WebSocketSettings:
+    """What sockets may do; times in seconds, sizes in bytes."""
+
+    max_message_size: int = 2**20
+    close_timeout: float = 5.0
+    """How long to wait for the peer's close frame."""
+    admission_timeout: float = 5.0
+    """How long deciding about an upgrade and answering it may take: clients give up after 5 s."""
+
+
+class WebSocketServer:
+    """Takes a stream whose request head asks for a WebSocket through the whole life of the socket."""
+
+    def __init__(self, gate: ConnectionGate, telemetry: Telemetry, settings: WebSocketSettings) -> None:
+        self._gate = gate
+        self._telemetry = telemetry
+        self._settings = settings
+
+    async def serve(self, stream: DirectStream, head: RequestHead, peer: str) -> None:
+        """Decide, upgrade, and hand the socket to the gate until it is over; or answer the refusal.
+
+        ``stream`` gives what followed ``head``. It is released on every way out.
+
+        *Error handling*: whatever goes wrong with this socket ends here, logged once; only cancellation and
+        interrupts leave.
+        """
+        try:
+            await self._serve(stream, head, peer)
+        except* Exception as group:
+            self._telemetry.error("websocket_crashed", cause=_only(group))
+            self._telemetry.count("gateway_bulkhead_catches_total", where="websocket")
+        finally:
+            await stream.release()
+
+    async def _serve(self, stream: DirectStream, head: RequestHead, peer: str) -> None:
+        with trio.move_on_after(self._settings.admission_timeout) as deadline:
+            try:
+                admission = await self._gate.admit(UpgradeRequest(head.target, head.headers, peer))
+                connection = await self._upgrade(stream, head, admission)
+            except GatewayError as refusal:
+                stream.lingers = True
+                await stream.send_all(refusal_of(refusal).as_response())
+                return
+            except (trio.BrokenResourceError, trio_websocket.ConnectionClosed):
+                return  # gone before it was open
+        if deadline.cancelled_caught:
+            self._telemetry.warning("upgrade_timed_out", peer=peer)
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run_reader)
+            try:
+                await self._gate.serve(connection, admission)
+            except Exception:
+                await connection.close(CloseCode.INTERNAL_ERROR)
+                raise
+            except BaseException:
+                connection.leave(CloseCode.GOING_AWAY)
+                raise
+            await connection.close(CloseCode.NORMAL)
+            nursery.cancel_scope.cancel()
+
+    async def _upgrade(
+        self, stream: DirectStream, head: RequestHead, admission: Admission
+    ) -> TrioWebSocketConnection:
+        protocol = GuardedConnection(stream, self._settings.max_message_size)
+        protocol.receive_data(head.raw)
+        (request,) = protocol.events()
+        assert isinstance(request, Request)
+        websocket = trio_websocket.WebSocketConnection(
+            stream,
+            protocol,
+            message_queue_size=MESSAGE_QUEUE_SIZE,
+            # The guard counts bytes and answers 1009 itself; characters are never more.
+            max_message_size=self._settings.max_message_size,
+            receive_buffer_size=RECEIVE_BYTES,
+        )
+        proposal = trio_websocket.WebSocketRequest(websocket, request)
+        await proposal.accept(subprotocol=admission.subprotocol)
+        protocol.forget_handshake()
+        return TrioWebSocketConnection(
+            websocket, protocol, stream, admission.dialect, self._settings.close_timeout
+        )
+
+
+class TrioWebSocketConnection:
+    """``gateway.ports.ClientConnection`` over trio-websocket."""
+
+    __slots__ = (
+        "_close_timeout",
+        "_closed_by_us",
+        "_encode",
+        "_ends",
+        "_protocol",
+        "_refused",
+        "_stream",
+        "_websocket",
+    )
+
+    def __init__(
+        self,
+        websocket: trio_websocket.WebSocketConnection,
+        protocol: GuardedConnection,
+        stream: DirectStream,
+        dialect: Dialect,
+        close_timeout: float,
+    ) -> None:
+        self._websocket = websocket
+        self._protocol = protocol
+        self._stream = stream
+        self._encode: FrameEncoder = binary_frame if dialect.is_binary else text_frame
+        self._close_timeout = close_timeout
+        self._closed_by_us: ConnectionClosed | None = None
+        self._ends: deque[int] | None = None  # where in the stream each payload that was buffered ends
+        self._refused = 0
+
+    @property
+    def sends_pings(self) -> bool:
+        """Pings are the engine's business here."""
+        return True
+
+    @property
+    def unsent(self) -> int:
+        """See the port. Payloads of a ``send_nowait`` that raised count as unsent."""
+        return self._forget_sent() + self._refused
+
+    async def receive(self) -> str | bytes:
+        """See the port."""
+        try:
+            return await self._websocket.get_message()
+        except trio_websocket.ConnectionClosed:
+            raise self._closed() from None
+
+    def send_nowait(self, payloads: Sequence[bytes]) -> bool:
+        """See the port."""
+        if self._closed_by_us is not None or self._websocket.closed is not None:
+            self._refused += len(payloads)
+            raise self._closed()
+        if len(payloads) == 1:
+            data = self._encode(payloads[0])
+            frames: Sequence[bytes] = (data,)
+        else:
+            frames = [self._encode(payload) for payload in payloads]
+            data = b"".join(frames)
+        try:
+            if self._stream.write_nowait(data):
+                return True
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._refused += len(payloads)
+            raise self._closed() from None
+        if self._ends is None:
+            self._ends = deque()
+        end = self._stream.written + self._stream.buffered - len(data)
+        for frame in frames:
+            end += len(frame)
+            self._ends.append(end)
+        return False
+
+    async def wait_sent(self) -> None:
+        """See the port."""
+        try:
+            await self._stream.flush()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise self._closed() from None
+        self._forget_sent()
+
+    async def ping(self) -> None:
+        """See the port."""
+        if self._closed_by_us is not None or self._websocket.closed is not None:
+            raise self._closed()
+        try:
+            if await self._protocol.ping():
+                return
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        raise self._closed()
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """See the port. A second call returns at once, whether or not the first has finished."""
+        if self._closed_by_us is not None:
+            return
+        self._closed_by_us = self._closed() if self._websocket.closed else ConnectionClosed(code, reason)
+        # Before anything that could be cancelled, so that the peer learns the code in any case.
+        self._protocol.begin_close(code, reason)
+        answered = False
+        try:
+            with trio.move_on_after(self._close_timeout):
+                await self._stream.flush()
+                await self._websocket.aclose()
+                answered = True
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            answered = True
+        finally:
+            if not answered:
+                self._stream.close_nowait()
+
+    def leave(self, code: int) -> None:
+        """Say goodbye without waiting, when there is no time left: cancelled from above."""
+        self._protocol.begin_close(code, "")
+
+    async def run_reader(self) -> None:
+        """Read until the connection ends; owned by the server beside the gate's ``serve``."""
+        try:
+            await self._websocket._reader_task()
+        finally:
+            self._protocol.end()
+
+    def _closed(self) -> ConnectionClosed:
+        if self._closed_by_us is not None:
+            return ConnectionClosed(self._closed_by_us.code, self._closed_by_us.reason)
+        reason = self._websocket.closed
+        if reason is None:
+            return ConnectionClosed(_LOST)
+        return ConnectionClosed(reason.code, reason.reason or "")
+
+    def _forget_sent(self) -> int:
+        """Drop the payloads that the kernel has taken by now; returns how many remain."""
+        if self._ends is None:
+            return 0
+        written = self._stream.written
+        while self._ends and self._ends[0] <= written:
+            self._ends.popleft()
+        remaining = len(self._ends)
+        if not remaining:
+            self._ends = None
+        return remaining
+
+
+def _only(group: BaseExceptionGroup[Exception]) -> BaseException:
+    """The one exception in ``group``, or the group."""
+    cause: BaseException = group
+    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    return cause
