@@ -76,7 +76,7 @@ class Runtime:
         self._nursery = nursery
         self._now = now
         self._call_ids = call_ids
-        self._newest: dict[str, Turn] = {}
+        self._holders: dict[str, Turn] = {}
         self._keyed: dict[tuple[str, str], Turn] = {}
         self._door = trio.Lock()
         self._log = structlog.get_logger("reference_agent")
@@ -84,7 +84,7 @@ class Runtime:
     @property
     def running_turns(self) -> int:
         """Sessions with a turn that is not finished."""
-        return len(self._newest)
+        return len(self._holders)
 
     async def create_session(
         self, session_id: str | None, *, title: str | None = None, user_id: str | None = None
@@ -137,11 +137,9 @@ class Runtime:
                     turn.fail("TURN_STOPPED", "This turn was stopped before its end.", retryable=False)
                     turn.finish()
                     return turn
-            before = self._newest.get(session_id)
-            self._newest[session_id] = turn
             if key is not None:
                 self._keyed[session_id, key] = turn
-            self._nursery.start_soon(self._run, turn, dict(message), user_id, before, record)
+            self._nursery.start_soon(self._run, turn, dict(message), user_id, record)
             return turn
 
     async def _run(
@@ -149,30 +147,34 @@ class Runtime:
         turn: Turn,
         message: dict[str, Any],
         user_id: str | None,
-        before: Turn | None,
         record: TurnRecord | None,
     ) -> None:
         try:
             with turn.scope:
                 try:
-                    if before is None or await self._take_over_from(before, turn):
+                    if await self._take_session(turn):
                         await self._converse(turn, message, user_id, record)
                 except Exception:
                     self._log.exception("turn_failed", session_id=turn.session_id)
                     turn.fail("INTERNAL_ERROR", "The agent failed. Try again.", retryable=True)
         finally:
-            turn.finish()
-            if self._newest.get(turn.session_id) is turn:
-                del self._newest[turn.session_id]
+            if self._holders.get(turn.session_id) is turn:
+                del self._holders[turn.session_id]
             if turn.key is not None and self._keyed.get((turn.session_id, turn.key)) is turn:
                 del self._keyed[turn.session_id, turn.key]
+            turn.finish()
 
-    async def _take_over_from(self, before: Turn, turn: Turn) -> bool:
-        """Wait for the session's running turn; whether it ended in time. One nobody hears is stopped."""
-        if before.abandoned:
-            before.stop()
+    async def _take_session(self, turn: Turn) -> bool:
+        """Wait until no other turn holds the session; whether that came in time.
+
+        A turn nobody hears any more is stopped: its client has gone on.
+        """
         with trio.move_on_after(self._settings.busy_patience):
-            await before.wait_finished()
+            while (holder := self._holders.get(turn.session_id)) is not None:
+                await holder.wait_abandoned()
+                holder.stop()
+                await holder.wait_finished()
+            self._holders[turn.session_id] = turn
             return True
         turn.fail(
             "SESSION_BUSY", "The session is still answering an earlier message. Try again.", retryable=True

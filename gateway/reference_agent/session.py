@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
+import orjson
 
 from gateway.reference_agent.agents import AGENTS, FIRST_AGENT, Agent
 from gateway.reference_agent.contract import HitlDecision, SwitchAgent, ToolResult, UserMessage
@@ -263,7 +264,8 @@ class Conversation:
             original = next((one for one in entry.tool_calls if one.call_id == call.call_id), None)
             if original is not None:
                 if original.arguments != call.arguments:
-                    content = f"(The user changed the arguments to {text_of(call.arguments)}.)\n{content}"
+                    changed = orjson.dumps(call.arguments).decode()
+                    content = f"(The user changed the arguments to {changed}.)\n{content}"
                 break
         self._append_result(call.call_id, call.tool_name, content, is_error=is_error)
         self._replace(attrs.evolve(call, status=RESOLVED))

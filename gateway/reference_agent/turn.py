@@ -25,7 +25,6 @@ class Turn:
         self.key = key
         self.digest = digest
         self.scope = trio.CancelScope(deadline=trio.current_time() + JOIN_WITHIN)
-        self.stopped = False
         self._grace = grace
         self._events: list[bytes] = []
         self._finished = False
@@ -65,8 +64,12 @@ class Turn:
 
     def stop(self) -> None:
         """Cancel the work for good."""
-        self.stopped = True
         self.scope.cancel()
+
+    async def wait_abandoned(self) -> None:
+        """Return once nobody listens any more, or no event will be added."""
+        while not (self._finished or self.abandoned):
+            await self._news.park()
 
     async def wait_finished(self) -> None:
         """Return once no event will be added."""
@@ -81,6 +84,7 @@ class Turn:
     def leave(self) -> None:
         """Count one listener less; never blocks, so that it also runs while the listener is cancelled."""
         self._listeners -= 1
+        self._news.unpark_all()
         if self._listeners or self._finished:
             return
         if self.key is None:
