@@ -1,0 +1,72 @@
+"""What identifies one request on its way: request id, trace context, the subject as a header.
+
+Pure: fresh random bytes are an argument. What a caller sent is taken over only when it is exactly of the
+form that the field's definition allows, so nothing of it can become another header or log line.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl, quote
+
+from gateway.core.errors import Forbidden
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z")
+_TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}\Z")
+_PLAIN = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z")
+_VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
+_TOKEN_NAMES = frozenset({"access_token", "id_token", "jwt", "bearer", "authorization", "x-internal-auth"})
+_TOKEN = re.compile(r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.")
+
+
+def request_id(presented: str | None, fresh: bytes) -> str:
+    """The caller's request id if it is safe to pass on and log, else one made of ``fresh`` bytes."""
+    if presented is not None and _REQUEST_ID.match(presented):
+        return presented
+    return fresh.hex()
+
+
+def traceparent(presented: str | None, fresh: bytes) -> str:
+    """The ``traceparent`` to send on (W3C Trace Context, section 3.2).
+
+    A valid one is continued as it is: no span of ours comes between. Else a new trace begins, of 24 ``fresh``
+    random bytes, and is marked as sampled, as it would be if the Agent Runtime began it.
+    """
+    match = _TRACEPARENT.match(presented) if presented is not None else None
+    if match and is_continued(presented):
+        return f"00-{match[2]}-{match[3]}-{match[4]}"
+    return f"00-{fresh[:16].hex()}-{fresh[16:24].hex()}-01"
+
+
+def is_continued(presented: str | None) -> bool:
+    """Whether ``presented`` is a valid ``traceparent``; only then its ``tracestate`` counts."""
+    match = _TRACEPARENT.match(presented) if presented is not None else None
+    return (
+        match is not None
+        and match[1] != "ff"
+        and not (match[1] == "00" and match[5])
+        and match[2] != "0" * 32
+        and match[3] != "0" * 16
+    )
+
+
+def is_tracestate(value: str) -> bool:
+    """Whether ``value`` can be sent on as ``tracestate``."""
+    return _TRACESTATE.match(value) is not None
+
+
+def user_id_header(subject: str) -> str:
+    """``subject`` as the value of ``X-User-ID``: as it is when a header can hold it, else percent-encoded."""
+    if _PLAIN.match(subject):
+        return subject
+    return quote(subject.encode("utf-8", "surrogatepass"), safe=_VISIBLE)
+
+
+def refuse_token_in_query(query: str) -> None:
+    """Raise ``Forbidden`` when the query holds a credential: URLs are logged all over the way."""
+    if not query:
+        return
+    for name, value in parse_qsl(query, keep_blank_values=True, errors="replace"):
+        if name.lower() in _TOKEN_NAMES or _TOKEN.search(value):
+            raise Forbidden("A token in a URL is not accepted; send it in Authorization: Bearer.")
