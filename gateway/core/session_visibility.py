@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 
 from gateway.core.errors import AgentProtocolError
 
-
 SESSION_FIELDS = ("session_id", "id")
 """Where a session's own JSON object names it."""
 
