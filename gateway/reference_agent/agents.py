@@ -35,10 +35,12 @@ class Agent:
         if tool_name not in self.tools:
             allowed = ", ".join(self.tools) or "none"
             return f"The agent {self.name} may not call {tool_name}. Its tools: {allowed}."
-        if tool_name in WRITING:
-            path = str(arguments.get("path", ""))
-            if not any(fnmatch.fnmatchcase(path.lower(), pattern) for pattern in self.writable):
-                return f"The agent {self.name} may only write files matching {', '.join(self.writable)}."
+        path = str(arguments.get("path", "."))
+        if path.startswith(("/", "\\", "~")) or ":" in path or ".." in path.replace("\\", "/").split("/"):
+            return f"The path {path[:200]!r} leaves the project. Use a path relative to the project folder."
+        fits = any(fnmatch.fnmatchcase(path.lower(), pattern) for pattern in self.writable)
+        if tool_name in WRITING and not fits:
+            return f"The agent {self.name} may only write files matching {', '.join(self.writable)}."
         return None
 
 

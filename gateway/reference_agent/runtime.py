@@ -245,7 +245,7 @@ class Runtime:
             case ToolResult():
                 conversation.receive_tool_result(message)
             case HitlDecision():
-                conversation.receive_decision(message)
+                conversation.receive_decision(message, self._policy.why_denied)
         return None
 
     def _goes_on(self, conversation: Conversation, message: ClientMessage) -> bool:

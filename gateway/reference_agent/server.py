@@ -13,7 +13,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import wrap_app
 
-from gateway.reference_agent.approvals import ApprovalPolicy
+from gateway.reference_agent.approvals import load_policy
 from gateway.reference_agent.brain import Brain
 from gateway.reference_agent.memory_state import MemoryState
 from gateway.reference_agent.routes import create_app
@@ -143,6 +143,7 @@ async def serve_agent(
     database.
     """
     host, port = split_bind(settings.bind)
+    policy = load_policy(settings.approvals)
     async with AsyncExitStack() as resources:
         # Bound before any nursery is opened, so that a taken port is a plain OSError.
         listeners = list(await trio.open_tcp_listeners(port, host=host))
@@ -151,7 +152,7 @@ async def serve_agent(
         store = await resources.enter_async_context(open_store(settings))
         brain = await resources.enter_async_context(open_brain(settings))
         turns = await resources.enter_async_context(trio.open_nursery())
-        runtime = Runtime(settings, brain, ApprovalPolicy(), store, turns)
+        runtime = Runtime(settings, brain, policy, store, turns)
         app = wrap_app(create_app(runtime, settings), Config().wsgi_max_body_size, "asgi")
         async with trio.open_nursery() as nursery:
             await nursery.start(HttpServer(app, hypercorn_config()).serve, listeners)

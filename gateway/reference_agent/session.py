@@ -158,8 +158,13 @@ class Conversation:
             self._resolve(call, text_of(message.result), is_error=False)
         self.audit("tool_result", call_id=call.call_id, tool_name=call.tool_name, ok=message.error is None)
 
-    def receive_decision(self, message: HitlDecision) -> None:
-        """Record the user's decision. Raises `RefusedError`, on a second decision too."""
+    def receive_decision(
+        self, message: HitlDecision, why_denied: Callable[[str, Mapping[str, Any]], str | None]
+    ) -> None:
+        """Record the user's decision. Raises `RefusedError`, on a second decision too.
+
+        Edited arguments are held to what the agent and the policy (``why_denied``) allow.
+        """
         call = self._open_call(message.call_id, refused_as="ALREADY_DECIDED")
         if not call.requires_approval:
             raise RefusedError(
@@ -178,6 +183,7 @@ class Conversation:
             arguments = message.modified_arguments if message.decision == "edit" else None
             if arguments is not None:
                 why_not = AGENTS[call.agent].why_not_allowed(call.tool_name, arguments)
+                why_not = why_not or why_denied(call.tool_name, arguments)
                 if why_not is not None:
                     raise RefusedError("EDIT_NOT_ALLOWED", why_not, call_id=call.call_id)
             self._replace(

@@ -7,7 +7,7 @@ import orjson
 
 from gateway.reference_agent import events
 from gateway.reference_agent.agents import AGENTS
-from gateway.reference_agent.approvals import ApprovalPolicy
+from gateway.reference_agent.approvals import ASK, DENY, ApprovalPolicy
 from gateway.reference_agent.brain import Brain, BrainError, CallTool, Piece, Step, SwitchTo, Token, Usage
 from gateway.reference_agent.history import RequestedCall
 from gateway.reference_agent.session import (
@@ -153,20 +153,23 @@ class StepRecorder:
             call = RequestedCall(call_id, wanted.tool_name, wanted.arguments)
             requested.append(call)
             why_not = conversation.agent.why_not_allowed(call.tool_name, call.arguments)
+            verdict = self._policy.decide(call.tool_name, call.arguments)
+            if why_not is None and verdict.action == DENY:
+                why_not = f"The policy denies this call: {verdict.reason}"
             if why_not is not None:
                 refused.append((call, why_not))
                 continue
-            reason = self._policy.why_approval(call.tool_name, call.arguments)
+            asks = verdict.action == ASK
             opened.append(
                 OpenCall(
                     call_id=call_id,
                     tool_name=call.tool_name,
                     arguments=call.arguments,
-                    requires_approval=reason is not None,
+                    requires_approval=asks,
                     agent=conversation.agent.name,
                     at=conversation.state.updated_at,
-                    status=AWAITING_RESULT if reason is None else AWAITING_DECISION,
-                    reason=reason,
+                    status=AWAITING_DECISION if asks else AWAITING_RESULT,
+                    reason=verdict.reason if asks else None,
                 )
             )
         conversation.hand_out(self._text, tuple(requested), tuple(opened), tuple(refused))

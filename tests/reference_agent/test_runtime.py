@@ -9,7 +9,7 @@ import orjson
 import pytest
 import trio
 
-from gateway.reference_agent.approvals import ApprovalPolicy
+from gateway.reference_agent.approvals import load_policy
 from gateway.reference_agent.brain import Brain, BrainError, CallTool, Piece, Say, Step, SwitchTo, Token
 from gateway.reference_agent.memory_state import MemoryState
 from gateway.reference_agent.runtime import MAX_STEPS, IdempotencyConflictError, Runtime, TurnGoneError
@@ -51,7 +51,7 @@ async def runtime_of(brain: Brain, **settings: Any) -> AsyncIterator[Runtime]:
         yield Runtime(
             AgentSettings(**settings),
             brain,
-            ApprovalPolicy(),
+            load_policy(None),
             MemoryState(),
             nursery,
             now=lambda: "2026-01-01T00:00:00Z",
