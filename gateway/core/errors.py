@@ -5,6 +5,7 @@
     │   ├── MessageTooLarge     MESSAGE_TOO_LARGE        … over the size limit
     │   └── QueueFull           QUEUE_FULL               … more than the session may queue
     ├── HandshakeRefused        HANDSHAKE_REFUSED        the upgrade or the request line is malformed
+    │   └── NotFound            NOT_FOUND                nothing is served at that path
     ├── NotAuthenticated        UNAUTHORIZED             no proof of who is calling
     │   └── InvalidToken        INVALID_TOKEN            a proof that does not hold
     ├── Forbidden               FORBIDDEN                known, but may not
@@ -16,6 +17,9 @@
     ├── AlreadyDecided          ALREADY_DECIDED          the approval has its decision
     ├── NoSuchTurn              NO_SUCH_TURN             nothing to cancel under that id
     ├── StoreUnavailable        STORE_UNAVAILABLE        the store cannot be written or read
+    │   └── StoreDelayed        STORE_DELAYED            … yet; the message is kept and will be carried out
+    ├── ReplayTruncated         REPLAY_TRUNCATED         v1: events were dropped before the client came back
+    ├── OutcomeUnknown          OUTCOME_UNKNOWN          a restart cut a turn that cannot be resumed
     └── AgentFailure            (upstream, protocol.md section 3)
         ├── AgentUnavailable    AGENT_UNAVAILABLE        connect refused, DNS, TLS: nothing was sent
         ├── AgentRefused        AGENT_ERROR              HTTP status ≥ 400
@@ -80,6 +84,13 @@ class HandshakeRefused(GatewayError):
     code = "HANDSHAKE_REFUSED"
     http_status = 400
     close_code = 4400
+
+
+class NotFound(HandshakeRefused):
+    """Nothing is served at that path."""
+
+    code = "NOT_FOUND"
+    http_status = 404
 
 
 class NotAuthenticated(GatewayError):
@@ -166,6 +177,37 @@ class StoreUnavailable(GatewayError):
     http_status = 503
     close_code = 1013
     retryable = True
+
+
+class StoreDelayed(StoreUnavailable):
+    """A v1 message was taken but is not stored yet: it must not be sent again, for v1 has no ids."""
+
+    code = "STORE_DELAYED"
+    retryable = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The session store cannot be written just now. Your message is kept and is carried out as soon "
+            "as it can; do not send it again."
+        )
+
+
+class ReplayTruncated(GatewayError):
+    """A v1 client came back after more events than are kept; a gap is never silent."""
+
+    code = "REPLAY_TRUNCATED"
+
+    def __init__(self, lost: int) -> None:
+        super().__init__(
+            f"{lost} events of this conversation are no longer held and were not delivered. "
+            "Read the session's history to see the whole answer."
+        )
+
+
+class OutcomeUnknown(GatewayError):
+    """A restart cut a running turn whose stream cannot be resumed; the work may or may not be done."""
+
+    code = "OUTCOME_UNKNOWN"
 
 
 class AgentFailure(GatewayError):

@@ -1,0 +1,74 @@
+"""One socket on one session: reader, flusher, heartbeat and expiry, siblings in one nursery.
+
+    connection nursery
+    ├── client reader      socket → session
+    ├── buffer flusher     log → socket
+    ├── heartbeat          ping, wait for the pong, measure
+    └── identity watch     asks for a new token, closes at expiry
+
+Resource handling: the nursery ends when the reader or the flusher does: the peer is gone, or the socket
+is to be closed. The caller closes it, under a deadline.
+
+Error handling: ``ConnectionClosed`` ends the socket quietly; any other exception is a bug and goes up, to
+the hub's bulkhead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from gateway.core.limits import Limits
+from gateway.core.websocket_protocol import CloseCode
+from gateway.engine.client_reader import ClientReader
+from gateway.engine.identity_watch import IdentityWatch
+from gateway.engine.session_socket import SessionSocket
+from gateway.ports import ClientConnection, ConnectionClosed, Telemetry
+
+
+async def run_connection(
+    connection: ClientConnection,
+    socket: SessionSocket,
+    reader: ClientReader,
+    identity: IdentityWatch,
+    *,
+    limits: Limits,
+    telemetry: Telemetry,
+) -> tuple[int, str]:
+    """Run a socket's tasks until it is over; returns the code and reason to close it with."""
+    ending: list[tuple[int, str]] = []
+    async with trio.open_nursery() as nursery:
+
+        async def until_over(task: Callable[[], Awaitable[tuple[int, str]]]) -> None:
+            try:
+                ending.append(await task())
+            except ConnectionClosed as closed:
+                ending.append((closed.code, closed.reason))
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(until_over, socket.flush)
+        if connection.sends_pings:
+            nursery.start_soon(_heartbeat, connection, socket, limits, telemetry)
+        if identity.identity.expires_at is not None:
+            nursery.start_soon(identity.run)
+        await until_over(reader.run)
+    return ending[0]
+
+
+async def _heartbeat(
+    connection: ClientConnection, socket: SessionSocket, limits: Limits, telemetry: Telemetry
+) -> None:
+    """Ping every ``heartbeat_interval``; a peer silent for ``pong_timeout`` after that is gone (4408)."""
+    try:
+        while True:
+            await trio.sleep(limits.heartbeat_interval)
+            sent = trio.current_time()
+            with trio.move_on_after(limits.pong_timeout) as deadline:
+                await connection.ping()
+            if deadline.cancelled_caught:
+                socket.end(CloseCode.NO_PONG, "no pong in time")
+                return
+            telemetry.observe("gateway_heartbeat_rtt_seconds", trio.current_time() - sent)
+    except ConnectionClosed:
+        return  # The reader learns it too, and says how it ended.

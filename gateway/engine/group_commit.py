@@ -1,0 +1,118 @@
+"""Group commit: one writer for all sessions, so that durability costs no write per token.
+
+Resource handling: ``run`` owns the only ``SessionStore.commit`` call in flight. While it is under way,
+sessions that change are marked; the next commit takes all of their changes at once. Load makes commits
+larger, not more frequent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import trio
+
+from gateway.core.errors import StoreUnavailable
+from gateway.core.storage import CommitRefused, SessionCommit
+from gateway.ports import SessionStore, Telemetry
+
+RETRY_SECONDS = 0.25
+"""Between tries while the store is away: recovery within 2 s of its return, with room for slow tries."""
+
+
+class Committer(Protocol):
+    """A session as the writer sees it. None of these may block."""
+
+    def take_commit(self) -> SessionCommit | None:
+        """All changes since the last call, or None."""
+        ...
+
+    def stored(self) -> None:
+        """What the last ``take_commit`` gave is stored."""
+        ...
+
+    def not_stored(self, error: StoreUnavailable) -> None:
+        """What the last ``take_commit`` gave could not be stored yet; it is tried again."""
+        ...
+
+    def refused(self, reason: str) -> None:
+        """What the last ``take_commit`` gave can never be stored."""
+        ...
+
+
+class GroupCommit:
+    """Collects changed sessions and stores their changes together."""
+
+    def __init__(self, store: SessionStore, telemetry: Telemetry) -> None:
+        self._store = store
+        self._telemetry = telemetry
+        self._changed: dict[Committer, None] = {}
+        self._wakeup = trio.lowlevel.ParkingLot()
+        self._idle = trio.Event()
+        self._idle.set()
+        self.failure: StoreUnavailable | None = None
+        """Set while the store refuses to write: new work is to be refused with it."""
+
+    def mark(self, committer: Committer) -> None:
+        """Have the changes of ``committer`` stored soon."""
+        self._changed[committer] = None
+        self._wakeup.unpark()
+
+    async def wait_idle(self) -> None:
+        """Wait until everything marked is stored."""
+        while self._changed or not self._idle.is_set():
+            await self._idle.wait()
+            await trio.lowlevel.checkpoint()
+
+    async def run(self) -> None:
+        """Store changes until cancelled. What was marked and not stored by then is as after a crash."""
+        while True:
+            while not self._changed:
+                await self._wakeup.park()
+            changed, self._changed = self._changed, {}
+            self._idle = trio.Event()
+            try:
+                await self._commit(changed)
+            finally:
+                self._idle.set()
+
+    async def _commit(self, changed: dict[Committer, None]) -> None:
+        taken = {
+            committer: commit for committer in changed if (commit := committer.take_commit()) is not None
+        }
+        reasons = await self._store_until_done(taken) if taken else {}
+        for committer in changed:
+            commit = taken.get(committer)
+            reason = reasons.get(commit.session_id) if commit is not None else None
+            if reason is None:
+                committer.stored()
+            else:
+                committer.refused(reason)
+
+    async def _store_until_done(self, taken: Mapping[Committer, SessionCommit]) -> Mapping[str, str]:
+        """Store, again and again while the store is away; gives the reasons of commits it will never take."""
+        commits = list(taken.values())
+        started = trio.current_time()
+        told = False
+        while True:
+            try:
+                await self._store.commit(commits)
+            except CommitRefused as refusal:
+                self._telemetry.error("store_refused_commits", cause=refusal, sessions=len(refusal.reasons))
+                return refusal.reasons
+            except StoreUnavailable as error:
+                self._telemetry.count("gateway_store_failures_total")
+                if self.failure is None:
+                    self._telemetry.error("store_unavailable", cause=error, commits=len(commits))
+                self.failure = error
+                if not told:
+                    told = True
+                    for committer in taken:
+                        committer.not_stored(error)
+                await trio.sleep(RETRY_SECONDS)
+                continue
+            if self.failure is not None:
+                self.failure = None
+                self._telemetry.info("store_available", after_seconds=trio.current_time() - started)
+            self._telemetry.observe("gateway_store_commit_seconds", trio.current_time() - started)
+            return {}

@@ -1,0 +1,264 @@
+"""All live sessions of this process, and the life of every socket on them. Implements ``ConnectionGate``."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import trio
+
+from gateway.core.errors import Draining, GatewayError, Overloaded
+from gateway.core.limits import Limits
+from gateway.core.rate_limit import RateLimiter
+from gateway.core.session import Session
+from gateway.core.websocket_protocol import CloseCode
+from gateway.engine.admission import Admissions
+from gateway.engine.bulkhead import bulkhead
+from gateway.engine.client_reader import ClientReader
+from gateway.engine.connection import run_connection
+from gateway.engine.group_commit import GroupCommit
+from gateway.engine.identity_watch import IdentityWatch
+from gateway.engine.session_runner import SessionRunner, TurnStarter
+from gateway.engine.session_socket import SessionSocket
+from gateway.ports import (
+    Admission,
+    Authenticator,
+    ClientConnection,
+    Clock,
+    ConnectionClosed,
+    SessionStore,
+    Telemetry,
+    UpgradeRequest,
+)
+
+HOUSEKEEPING_SECONDS = 5.0
+
+
+class Hub:
+    """Finds, loads, runs and retires sessions."""
+
+    def __init__(
+        self,
+        *,
+        store: SessionStore,
+        admissions: Admissions,
+        authenticator: Authenticator,
+        run_turn: TurnStarter,
+        limits: Limits,
+        telemetry: Telemetry,
+        clock: Clock,
+        new_id: Callable[[], str],
+        message_rate: RateLimiter,
+        randomness: random.Random,
+    ) -> None:
+        self._store = store
+        self._admissions = admissions
+        self._authenticator = authenticator
+        self._run_turn = run_turn
+        self._limits = limits
+        self._telemetry = telemetry
+        self._clock = clock
+        self._new_id = new_id
+        self._message_rate = message_rate
+        self._random = randomness
+        self._group_commit = GroupCommit(store, telemetry) if store.is_durable else None
+        self._sessions: dict[str, SessionRunner] = {}
+        self._loading: dict[str, trio.Event] = {}
+        self._sockets: dict[SessionSocket, None] = {}
+        self._sockets_of: Counter[str] = Counter()
+        self._no_sockets = trio.Event()
+        """Set once there are no sockets while draining."""
+        self._nursery: trio.Nursery | None = None
+        self.draining = False
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run every session until cancelled; first carry on what a crash left unfinished."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            if self._group_commit is not None:
+                nursery.start_soon(self._group_commit.run)
+                for session_id in await self._store.unfinished():
+                    await self._find(session_id)
+            nursery.start_soon(self._keep_house)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def drain(self) -> None:
+        """Stop: tell v2 sockets when to come back, close all with 1012, store what is left.
+
+        Returns within ``drain_timeout``; sockets that did not close by then are dropped by the caller's
+        cancellation.
+        """
+        self.draining = True
+        if not self._sockets:
+            self._no_sockets.set()
+        self._telemetry.info("draining", sockets=len(self._sockets), sessions=len(self._sessions))
+        with trio.move_on_after(self._limits.drain_timeout) as deadline:
+            for index, socket in enumerate(list(self._sockets)):
+                if socket.is_v2:
+                    delay = self._random.randrange(100, 2000)
+                    socket.send_control({"type": "draining", "reconnect_after_ms": delay})
+                socket.end(CloseCode.RESTARTING, "restarting; reconnect")
+                if index % 64 == 63:
+                    await trio.lowlevel.checkpoint()
+            await self._no_sockets.wait()
+            if self._group_commit is not None:
+                await self._group_commit.wait_idle()
+        self._telemetry.info("drained", left=len(self._sockets), in_time=not deadline.cancelled_caught)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await trio.sleep(HOUSEKEEPING_SECONDS)
+            self._telemetry.set_gauge("gateway_sessions_live", len(self._sessions))
+
+    # ------------------------------------------------------------------ ConnectionGate
+
+    async def admit(self, request: UpgradeRequest) -> Admission:
+        """Decide about an upgrade. Raises ``GatewayError``."""
+        if self.draining:
+            raise Draining("This node is restarting. Reconnect.", retry_after=1)
+        if len(self._sockets) >= self._limits.max_sockets:
+            raise Overloaded("The gateway holds as many sockets as it may. Try again later.", retry_after=5)
+        admission = await self._admissions.decide(request)
+        if self._sockets_of[admission.identity.subject] >= self._limits.max_sockets_per_subject and (
+            not admission.identity.sees_all
+        ):
+            raise Overloaded("You hold as many sockets as you may. Close one first.", retry_after=5)
+        return admission
+
+    async def serve(self, connection: ClientConnection, admission: Admission) -> None:
+        """Live one socket's life."""
+        started = trio.current_time()
+        code, reason = int(CloseCode.INTERNAL_ERROR), "internal error"
+        fields = _describe(admission)
+        try:
+            with bulkhead(self._telemetry, "connection", **fields):
+                try:
+                    code, reason = await self._serve(connection, admission)
+                except GatewayError as error:
+                    code, reason = error.close_code, error.message
+                except ConnectionClosed as closed:
+                    code, reason = closed.code, closed.reason
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + self._limits.close_timeout + 1):
+                await connection.close(code if code >= 1000 and code not in (1005, 1006) else 1000, reason)
+            duration = round(trio.current_time() - started, 3)
+            self._telemetry.count("gateway_sockets_closed_total", code=str(code))
+            self._telemetry.info("socket_closed", code=code, duration_s=duration, **fields)
+
+    async def _serve(self, connection: ClientConnection, admission: Admission) -> tuple[int, str]:
+        assert admission.session_id is not None
+        runner, had_session = await self._find(admission.session_id)
+        socket = SessionSocket(connection, runner, admission.dialect, self._limits)
+        subject = admission.identity.subject
+        self._sockets[socket] = None
+        self._sockets_of[subject] += 1
+        self._telemetry.set_gauge("gateway_sockets_open", len(self._sockets), dialect="all")
+        try:
+            outcome = socket.join(admission.resume, had_session=had_session)
+            self._telemetry.count("gateway_resumes_total", outcome=outcome)
+            self._telemetry.info("socket_opened", outcome=outcome, **_describe(admission))
+            identity = IdentityWatch(
+                admission.identity, socket, authenticator=self._authenticator, clock=self._clock
+            )
+            reader = ClientReader(
+                connection,
+                socket,
+                runner,
+                admission,
+                identity=identity,
+                telemetry=self._telemetry,
+                message_rate=self._message_rate,
+            )
+            return await run_connection(
+                connection, socket, reader, identity, limits=self._limits, telemetry=self._telemetry
+            )
+        finally:
+            socket.leave()
+            del self._sockets[socket]
+            if self.draining and not self._sockets:
+                self._no_sockets.set()
+            self._sockets_of[subject] -= 1
+            if not self._sockets_of[subject]:
+                del self._sockets_of[subject]
+            self._telemetry.set_gauge("gateway_sockets_open", len(self._sockets), dialect="all")
+
+    # ------------------------------------------------------------------ sessions
+
+    async def _find(self, session_id: str) -> tuple[SessionRunner, bool]:
+        """The live session, loading or beginning it; and whether it existed before.
+
+        Raises ``Overloaded``, ``StoreUnavailable``. Nothing awaits between the return and the caller's
+        ``join``, so that a session cannot retire in between.
+        """
+        while True:
+            runner = self._sessions.get(session_id)
+            if runner is not None and not runner.is_retired:
+                return runner, True
+            loading = self._loading.get(session_id)
+            if loading is not None:
+                await loading.wait()
+                continue
+            return await self._load(session_id)
+
+    async def _load(self, session_id: str) -> tuple[SessionRunner, bool]:
+        if len(self._sessions) >= self._limits.max_sessions:
+            raise Overloaded("The gateway holds as many sessions as it may. Try again later.", retry_after=5)
+        assert self._nursery is not None, "Hub.run has not started"
+        self._loading[session_id] = loaded = trio.Event()
+        try:
+            stored = await self._store.load(session_id) if self._store.is_durable else None
+            was_stored = stored is not None and stored.record is not None
+            session = Session(
+                session_id,
+                limits=self._limits,
+                new_id=self._new_id,
+                stored=stored,
+                keeps_commits=self._store.is_durable,
+                now=self._clock.now(),
+            )
+            runner = SessionRunner(
+                session,
+                limits=self._limits,
+                run_turn=self._run_turn,
+                group_commit=self._group_commit,
+                telemetry=self._telemetry,
+                clock=self._clock,
+                # A durable session leaves memory at the end of its grace and comes back from the store; one
+                # that only lives here is kept for as long as clients may resume it.
+                linger=self._limits.detach_grace
+                if self._store.is_durable
+                else max(self._limits.detach_grace, self._limits.replay_retention),
+                was_stored=was_stored,
+            )
+            self._sessions[session_id] = runner
+            await self._nursery.start(self._run_session, runner)
+        finally:
+            del self._loading[session_id]
+            loaded.set()
+        return runner, was_stored
+
+    async def _run_session(
+        self, runner: SessionRunner, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        try:
+            with bulkhead(self._telemetry, "session", session_id=runner.session_id):
+                await runner.run(task_status=task_status)
+        finally:
+            runner.retire()
+            runner.end_sockets(CloseCode.INTERNAL_ERROR, "the session failed; reconnect")
+            if self._sessions.get(runner.session_id) is runner:
+                del self._sessions[runner.session_id]
+
+
+def _describe(admission: Admission) -> dict[str, object]:
+    """The fields that say in a log line which socket is meant."""
+    return {
+        "session_id": admission.session_id,
+        "request_id": admission.request_id,
+        "dialect": admission.dialect.value,
+        "client": admission.client_address,
+    }

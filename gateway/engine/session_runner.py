@@ -1,0 +1,304 @@
+"""One live session: performs what its state machine decides, over its own nursery.
+
+    session nursery
+    ├── turn: POST + SSE consumption      ← cancel scope = "stop generating"
+    └── detach timer                      only while no socket is attached
+
+Resource handling: ``run`` ends when the session is retired, and takes every turn with it. Sockets are not
+inside this nursery: they have their own, and are told to close when the session ends.
+
+Error handling: an exception in a turn ends the session's branch; the hub contains it and closes the
+session's sockets with 1011. What the store holds stays, so that clients can come back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+import trio
+from attrs import frozen
+
+from gateway.core.client_messages import AgentBound, Cancel
+from gateway.core.effects import Accepted, Effect, Refused, StartTurn, StopTurn
+from gateway.core.errors import StoreDelayed, StoreUnavailable
+from gateway.core.limits import Limits
+from gateway.core.session import Sender, Session
+from gateway.core.storage import SessionCommit
+from gateway.engine.group_commit import GroupCommit
+from gateway.ports import Clock, Telemetry
+
+
+class Attachment(Protocol):
+    """A socket as its session sees it. None of these may block."""
+
+    @property
+    def is_v2(self) -> bool:
+        """Whether its client sends ids, so that it may safely send again."""
+        ...
+
+    @property
+    def confirmed_seq(self) -> int:
+        """Up to where this socket is known to be served: acknowledged (v2), or in the kernel's hands (v1)."""
+        ...
+
+    def flush_nowait(self) -> None:
+        """Send what can be sent of the events up to the session's ``visible_seq``."""
+        ...
+
+    def answer(self, effect: Accepted | Refused) -> None:
+        """Tell the client what became of a message of its own."""
+        ...
+
+    def end(self, code: int, reason: str) -> None:
+        """Close the socket soon: the session cannot go on with it."""
+        ...
+
+
+class TurnStarter(Protocol):
+    """Runs one turn against the Agent Runtime to its end."""
+
+    async def __call__(self, runner: SessionRunner, start: StartTurn) -> None:
+        """Return when the turn is over; cancelled for a stop."""
+        ...
+
+
+@frozen
+class _Answer:
+    """An effect for one sender, held back until the store has what it says."""
+
+    to: Attachment
+    effect: Accepted | Refused
+
+
+class SessionRunner:
+    """Runs one session. Implements ``group_commit.Committer``."""
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        limits: Limits,
+        run_turn: TurnStarter,
+        group_commit: GroupCommit | None,
+        telemetry: Telemetry,
+        clock: Clock,
+        linger: float,
+        was_stored: bool,
+    ) -> None:
+        self.session = session
+        self.session_id = session.session_id
+        self.visible_seq = session.log.last_seq
+        """Events up to here are stored, so sockets may see them."""
+        self.detached_positions: deque[int] = deque([self.visible_seq] if was_stored else [])
+        """Where v1 sockets that fell off had got to; the next v1 socket takes up the oldest. After a
+        restart that is unknown, and tokens must not come twice: only what is new then is shown."""
+        self._calls_to_repeat = [call.data for call in session.pending.values()] if was_stored else []
+        self._attachments: dict[Attachment, None] = {}
+        self._limits = limits
+        self._run_turn = run_turn
+        self._group_commit = group_commit
+        self._telemetry = telemetry
+        self._clock = clock
+        self._linger = linger
+        self._deferred: list[_Answer | StartTurn] = []
+        self._in_flight: list[_Answer | StartTurn] = []
+        self._in_flight_seq = self.visible_seq
+        self._turns: dict[str, trio.CancelScope] = {}
+        self._room = trio.lowlevel.ParkingLot()
+        self._retired = trio.Event()
+        self._detach_scope: trio.CancelScope | None = None
+        self._nursery: trio.Nursery | None = None
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Live until retired. Cancelling it cuts a running turn as a crash would: the record stays."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._start_detach_timer()
+            self._perform(None, self.session.recover())
+            task_status.started()
+            await self._retired.wait()
+            nursery.cancel_scope.cancel()
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether the session is over in this process; its hub must load it anew."""
+        return self._retired.is_set()
+
+    @property
+    def has_sockets(self) -> bool:
+        """Whether any socket is attached."""
+        return bool(self._attachments)
+
+    def retire(self) -> None:
+        """End ``run``: nobody needs this session in memory now."""
+        self._retired.set()
+
+    def end_sockets(self, code: int, reason: str) -> None:
+        """Close every attached socket."""
+        for attachment in list(self._attachments):
+            attachment.end(code, reason)
+
+    def _start_detach_timer(self) -> None:
+        if self._nursery is not None and not self._attachments and self._detach_scope is None:
+            self._detach_scope = trio.CancelScope()
+            self._nursery.start_soon(self._wait_detached, self._detach_scope)
+
+    async def _wait_detached(self, scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.sleep(self._limits.detach_grace)
+            # From here to the end of the block nothing awaits: no socket can attach in between.
+            if not self.session.is_at_rest:
+                self._telemetry.info("session_abandoned", session_id=self.session_id)
+            self._perform(None, self.session.abandon())
+            self.detached_positions.clear()
+            await trio.sleep(max(0.0, self._linger - self._limits.detach_grace))
+            while self._group_commit is not None and self.visible_seq < self.session.log.last_seq:
+                await self._group_commit.wait_idle()
+            self.retire()
+
+    # ------------------------------------------------------------------ sockets
+
+    def attach(self, attachment: Attachment) -> None:
+        """A socket joins."""
+        self._attachments[attachment] = None
+        if self._detach_scope is not None:
+            self._detach_scope.cancel()
+            self._detach_scope = None
+
+    def detach(self, attachment: Attachment, *, v1_position: int | None) -> None:
+        """A socket is gone; ``v1_position`` is the seq up to which a v1 socket can have received."""
+        self._attachments.pop(attachment, None)
+        if v1_position is not None:
+            self.detached_positions.append(v1_position)
+            # More than a few are devices that never came back, or a client in a reconnect loop.
+            while len(self.detached_positions) > 8:
+                self.detached_positions.popleft()
+        self._start_detach_timer()
+        self.progressed()
+
+    def take_calls_to_repeat(self) -> list[bytes]:
+        """Open calls to show the first v1 socket after a restart: whether they had arrived is unknown."""
+        calls, self._calls_to_repeat = self._calls_to_repeat, []
+        return calls
+
+    def renew_epoch(self, reason: str) -> None:
+        """A client knows more of this epoch than the store does: begin a new one, tell the others."""
+        self._telemetry.warning("epoch_renewed", session_id=self.session_id, reason=reason)
+        self.session.renew_epoch()
+        self.changed()
+
+    # ------------------------------------------------------------------ inputs
+
+    def receive(self, message: AgentBound | Cancel, sender: Sender, origin: Attachment) -> None:
+        """A client's message, validated and allowed."""
+        if self._group_commit is not None and self._group_commit.failure is not None:
+            refused = Refused(self._group_commit.failure, message.message_id)
+            origin.answer(refused)
+            return
+        self._perform(origin, self.session.receive(message, sender, self._clock.now()))
+
+    def perform(self, effects: list[Effect]) -> None:
+        """Perform effects that come from no client: a turn that ended."""
+        self._perform(None, effects)
+
+    def changed(self) -> None:
+        """The session changed: have it stored, then shown; or shown at once where nothing is stored."""
+        if self._group_commit is not None:
+            self._group_commit.mark(self)
+            return
+        self.session.take_commit()
+        self._in_flight_seq = self.session.log.last_seq
+        if self._deferred:
+            self._in_flight, self._deferred = self._deferred, []
+        self.stored()
+
+    def _perform(self, origin: Attachment | None, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, StopTurn):
+                scope = self._turns.pop(effect.turn_id, None)
+                if scope is not None:
+                    scope.cancel()
+            elif isinstance(effect, Refused):
+                if origin is not None:
+                    origin.answer(effect)
+            elif isinstance(effect, Accepted):
+                if origin is not None:
+                    self._deferred.append(_Answer(origin, effect))
+            else:
+                self._deferred.append(effect)
+        self.changed()
+
+    # ------------------------------------------------------------------ group_commit.Committer
+
+    def take_commit(self) -> SessionCommit | None:
+        """All changes since the last call, with the effects that wait for them."""
+        self._in_flight, self._deferred = self._deferred, []
+        self._in_flight_seq = self.session.log.last_seq
+        return self.session.take_commit()
+
+    def stored(self) -> None:
+        """Show the new events to the sockets and perform the effects that waited."""
+        self.visible_seq = self._in_flight_seq
+        if self._in_flight:
+            performing, self._in_flight = self._in_flight, []
+            for item in performing:
+                if isinstance(item, _Answer):
+                    item.to.answer(item.effect)
+                else:
+                    self._start_turn(item)
+        for attachment in self._attachments:
+            attachment.flush_nowait()
+        self.session.trim()
+
+    def not_stored(self, error: StoreUnavailable) -> None:
+        """Tell senders of what cannot be stored yet. It stays queued, so v1 must not send it again."""
+        kept: list[_Answer | StartTurn] = []
+        for item in self._in_flight:
+            if isinstance(item, StartTurn):
+                kept.append(item)
+            elif item.to.is_v2:
+                # Its id makes sending it again safe: by then it is a duplicate, or it is new.
+                item.to.answer(Refused(error, item.effect.message_id))
+            else:
+                item.to.answer(Refused(StoreDelayed(), item.effect.message_id))
+        self._in_flight = kept
+
+    def refused(self, reason: str) -> None:
+        """The store lost this session's past: leave memory, so that it is loaded anew."""
+        self._telemetry.error("session_lost_its_store", session_id=self.session_id, reason=reason)
+        self.end_sockets(1012, "session restarted")
+        self.retire()
+
+    def _start_turn(self, start: StartTurn) -> None:
+        if self._nursery is None or self.session.turn_id != start.message.turn_id:
+            return  # Cancelled before it began.
+        self._turns[start.message.turn_id] = scope = trio.CancelScope()
+        self._nursery.start_soon(self._turn, start, scope)
+
+    async def _turn(self, start: StartTurn, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._run_turn(self, start)
+        self._turns.pop(start.message.turn_id, None)
+
+    # ------------------------------------------------------------------ pacing
+
+    def progressed(self) -> None:
+        """A socket confirmed something or went away: the turn may have room to read on."""
+        if self._room:
+            self._room.unpark_all()
+
+    def has_room(self) -> bool:
+        """Whether the upstream may be read: the fastest socket is within bounds, or nobody listens."""
+        if not self._attachments:
+            return True
+        log = self.session.log
+        fastest = max(attachment.confirmed_seq for attachment in self._attachments)
+        return log.bytes_after(fastest) < self._limits.unacked_bytes
+
+    async def wait_room(self) -> None:
+        """Wait until ``has_room``."""
+        while not self.has_room():
+            await self._room.park()

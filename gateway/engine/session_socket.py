@@ -1,0 +1,280 @@
+"""A socket's place in its session's log: what it was given, what it confirmed, what goes out next.
+
+The token path does not pass through a task of its own: ``flush_nowait`` is called by whoever made events
+visible, writes at once while the socket takes it, and leaves only the waiting to ``flush``, the flusher.
+What to close the socket with is decided once, by the first call of ``end``.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from gateway.core.delivery import (
+    BATCH_BYTES,
+    encode_accepted,
+    encode_control,
+    encode_events,
+    encode_refused,
+    error_fields,
+)
+from gateway.core.effects import Accepted, Refused
+from gateway.core.errors import ReplayTruncated
+from gateway.core.events import EventKind
+from gateway.core.limits import Limits
+from gateway.core.session_views import snapshot, welcome
+from gateway.core.websocket_protocol import CloseCode, Dialect
+from gateway.engine.session_runner import SessionRunner
+from gateway.ports import ClientConnection, ConnectionClosed, ResumePoint
+
+EVENTS_PER_FLUSH = 512
+"""Events encoded in one go: keeps one session's replay from holding up the others for milliseconds."""
+BYTES_PER_FLUSH = 4 * BATCH_BYTES
+"""… and keeps what is buffered for a socket that takes nothing below 1 MiB, whatever the events' size."""
+
+
+class SessionSocket:
+    """A socket's place in its session's log. Implements ``session_runner.Attachment``."""
+
+    __slots__ = (
+        "_batch_after",
+        "_blocked",
+        "_closing",
+        "_connection",
+        "_control",
+        "_dialect",
+        "_lagging",
+        "_limits",
+        "_replaying",
+        "_runner",
+        "_waiting",
+        "_wakeup",
+        "acked",
+        "is_v2",
+        "position",
+    )
+
+    def __init__(
+        self, connection: ClientConnection, runner: SessionRunner, dialect: Dialect, limits: Limits
+    ) -> None:
+        self._connection = connection
+        self._runner = runner
+        self._dialect = dialect
+        self._limits = limits
+        self.is_v2 = dialect.is_v2
+        self.position = runner.visible_seq
+        """Events up to here were given to the socket."""
+        self.acked = self.position
+        """v2: events up to here were acknowledged."""
+        self._batch_after = self.position
+        """The position before the batch that was given last: while blocked, only that is in doubt."""
+        self._control: list[bytes] = []
+        self._blocked = False
+        self._lagging = False
+        """Whether this socket was found slower than its events, and has not caught up since."""
+        self._replaying = False
+        self._wakeup = trio.lowlevel.ParkingLot()
+        self._waiting = trio.CancelScope()
+        """Around the flusher's wait for the kernel, so that ``end`` does not wait behind a dead peer."""
+        self._closing: tuple[int, str] | None = None
+
+    # ------------------------------------------------------------------ joining and leaving
+
+    def join(self, resume: ResumePoint | None, *, had_session: bool) -> str:
+        """Take up the place where this client left off; returns the outcome for the metrics."""
+        runner = self._runner
+        session = runner.session
+        if not self.is_v2:
+            resumed = bool(runner.detached_positions)
+            if resumed:
+                self.position = runner.detached_positions.popleft()
+            for call in runner.take_calls_to_repeat():
+                self._control.append(call)
+            runner.attach(self)
+            self._replaying = self.position < runner.visible_seq
+            self.flush_nowait()
+            return "resumed" if resumed else "new"
+        reason = None
+        if resume is not None:
+            if not had_session:
+                reason = "no_such_session"
+            elif resume.epoch != session.epoch:
+                reason = "epoch_changed"
+            elif resume.last_seq > session.log.last_seq:
+                # This client saw events that the store does not have: an old copy of it was restored.
+                runner.renew_epoch("a client is ahead of the store")
+                reason = "epoch_changed"
+            elif not session.log.holds_after(resume.last_seq):
+                reason = "trimmed"
+            else:
+                self.position = self.acked = resume.last_seq
+        runner.attach(self)
+        resumed = resume is not None and reason is None
+        visible = runner.visible_seq
+        self._send_control(welcome(session, self._limits, last_seq=visible, resumed=resumed))
+        if reason is not None:
+            self._send_snapshot(reason)
+        self._replaying = self.position < visible
+        self.flush_nowait()
+        return reason or ("resumed" if resumed else "new")
+
+    def leave(self) -> None:
+        """The socket is gone."""
+        self._runner.detach(self, v1_position=None if self.is_v2 else self._received_at_most())
+
+    def _received_at_most(self) -> int:
+        """Up to which seq a v1 client can have received events: what never left this process it did not."""
+        unsent = self._connection.unsent
+        if not unsent:
+            return self.position
+        shown = [
+            event.seq
+            for event in self._runner.session.log.between(self._batch_after, self.position)
+            if event.kind is not EventKind.V2_ONLY
+        ]
+        return shown[-unsent] - 1 if unsent <= len(shown) else self._batch_after
+
+    # ------------------------------------------------------------------ session_runner.Attachment
+
+    @property
+    def confirmed_seq(self) -> int:
+        """Up to where this socket is known to be served."""
+        if self.is_v2:
+            return self.acked
+        return self._batch_after if self._blocked else self.position
+
+    def flush_nowait(self) -> None:
+        """Send control payloads, then events up to the session's ``visible_seq``, as far as it goes."""
+        try:
+            while not self._blocked:
+                behind = self.position < self._runner.visible_seq
+                if not behind and not self._control:
+                    self._replaying = self._lagging = False
+                    return
+                if behind and self._window_is_full():
+                    self._lagging = True
+                    self._wakeup.unpark_all()
+                    if not self._control:
+                        return
+                    behind = False
+                payloads = self._take_events() if behind else []
+                if self._control:
+                    payloads = self._control + payloads
+                    self._control = []
+                if payloads and not self._connection.send_nowait(payloads):
+                    self._blocked = self._lagging = True
+                    self._wakeup.unpark_all()
+        except ConnectionClosed:
+            # The reader learns it too and ends the socket; until then nothing more is sent.
+            self._blocked = True
+
+    def _take_events(self) -> list[bytes]:
+        """Encode the next events for this socket and move its position past them."""
+        log = self._runner.session.log
+        position = self.position
+        if position < log.first_seq - 1:
+            self._skip_gap()
+            return []
+        upto = min(self._runner.visible_seq, position + EVENTS_PER_FLUSH)
+        events = log.between(position, upto)
+        if len(events) > 1:
+            waiting = log.bytes_after(position)
+            while len(events) > 1 and waiting - log.bytes_after(events[-1].seq) > BYTES_PER_FLUSH:
+                del events[len(events) // 2 :]
+            merge = self._replaying or (self._lagging and waiting >= self._limits.merge_bytes)
+            payloads = encode_events(events, self._dialect, merge=merge)
+        else:
+            payloads = encode_events(events, self._dialect)
+        self._batch_after = position
+        self.position = events[-1].seq
+        return payloads
+
+    def _skip_gap(self) -> None:
+        """Events that this socket has not seen are gone: say so, never skip in silence."""
+        if self.is_v2:
+            self._send_snapshot("trimmed")
+        else:
+            log = self._runner.session.log
+            lost = log.first_seq - 1 - self.position
+            self._send_control(error_fields(ReplayTruncated(lost)))
+            self.position = self._batch_after = log.first_seq - 1
+
+    def _send_snapshot(self, reason: str) -> None:
+        self.position = self.acked = self._runner.visible_seq
+        self._send_control(snapshot(self._runner.session, reason, last_seq=self.position))
+
+    def answer(self, effect: Accepted | Refused) -> None:
+        """Tell the client what became of a message of its own."""
+        if isinstance(effect, Accepted):
+            payload = encode_accepted(effect, self._dialect)
+        else:
+            payload = encode_refused(effect, self._dialect)
+        if payload is not None:
+            self._control.append(payload)
+            self.flush_nowait()
+
+    def send_control(self, fields: dict[str, object]) -> None:
+        """Send one object that is not of the log; it goes before waiting events."""
+        self._send_control(fields)
+        self.flush_nowait()
+
+    def _send_control(self, fields: dict[str, object]) -> None:
+        self._control.append(encode_control(fields, self._dialect))
+
+    def acknowledge(self, seq: int) -> None:
+        """v2: the client has everything up to ``seq``. A seq from the future counts as the newest sent."""
+        seq = min(seq, self.position)
+        if seq > self.acked:
+            self.acked = seq
+            self._runner.progressed()
+            self._wakeup.unpark_all()
+            self.flush_nowait()
+
+    def end(self, code: int, reason: str) -> None:
+        """Close the socket soon; the first call decides the code."""
+        if self._closing is None:
+            self._closing = (code, reason)
+            self._waiting.cancel()
+            self._wakeup.unpark_all()
+
+    # ------------------------------------------------------------------ the flusher task
+
+    async def flush(self) -> tuple[int, str]:
+        """Wait for the socket while it does not take more; returns what to close it with.
+
+        Raises ``ConnectionClosed``. No progress for ``send_timeout`` ends it with 4413: neither bytes into
+        the kernel nor, where the window is full, an acknowledgement.
+        """
+        while not self._is_ending():
+            if self._blocked:
+                deadline = trio.current_time() + self._limits.send_timeout
+                with trio.CancelScope(deadline=deadline) as self._waiting:
+                    await self._connection.wait_sent()
+                if self._is_ending():
+                    break
+                if self._waiting.cancelled_caught:
+                    return CloseCode.TOO_SLOW, "too slow: nothing was taken in time; resume when ready"
+                self._blocked = False
+                self._runner.progressed()
+                self.flush_nowait()
+            elif self._window_is_full():
+                with trio.move_on_after(self._limits.send_timeout) as window:
+                    await self._wait_acknowledged(self.acked)
+                if window.cancelled_caught and not self._is_ending():
+                    return CloseCode.TOO_SLOW, "too slow: nothing was acknowledged in time; resume when ready"
+            else:
+                await self._wakeup.park()
+        assert self._closing is not None
+        return self._closing
+
+    async def _wait_acknowledged(self, seq: int) -> None:
+        while self.acked <= seq and not self._blocked and not self._is_ending():
+            await self._wakeup.park()
+
+    def _is_ending(self) -> bool:
+        return self._closing is not None
+
+    def _window_is_full(self) -> bool:
+        if not self.is_v2 or self.position >= self._runner.visible_seq or self.position <= self.acked:
+            return False
+        log = self._runner.session.log
+        return log.bytes_after(self.acked) - log.bytes_after(self.position) >= self._limits.unacked_bytes

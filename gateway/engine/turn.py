@@ -1,0 +1,161 @@
+"""One turn: POST the message, carry the stream into the session's log, say how it ended."""
+
+from __future__ import annotations
+
+import random
+
+import trio
+
+from gateway.core.agent_events import AgentEvent, TurnDone, interpret
+from gateway.core.effects import StartTurn
+from gateway.core.errors import (
+    AgentFailure,
+    AgentStreamInterrupted,
+    AgentTimeout,
+    AgentUnavailable,
+    GatewayError,
+    Overloaded,
+)
+from gateway.core.limits import Limits
+from gateway.core.turn_states import Outcome
+from gateway.engine.session_runner import SessionRunner
+from gateway.ports import AgentRuntime, AgentStream, Telemetry, TurnRequest
+
+MAX_RESUMES = 8
+"""Cuts of one resumable stream that are mended in a row without an event between them."""
+RESUME_DELAY = 0.1
+"""Seconds before the first resume; doubles, with full jitter, up to ``RESUME_DELAY_MAX``."""
+RESUME_DELAY_MAX = 3.0
+
+
+class TurnRunner:
+    """Runs turns, at most ``max_concurrent_turns`` at a time; the others wait in order of arrival."""
+
+    def __init__(
+        self, agent: AgentRuntime, *, limits: Limits, telemetry: Telemetry, randomness: random.Random
+    ) -> None:
+        self._agent = agent
+        self._limits = limits
+        self._telemetry = telemetry
+        self._random = randomness
+        self._places = trio.Semaphore(limits.max_concurrent_turns)
+        self.waiting = 0
+        self.running = 0
+
+    async def __call__(self, runner: SessionRunner, start: StartTurn) -> None:
+        """Run one turn to its end, which is in the session's log when this returns. Cancel it to stop."""
+        message = start.message
+        log = {"session_id": runner.session_id, "turn_id": message.turn_id, "request_id": message.request_id}
+        started = trio.current_time()
+        outcome = Outcome.CANCELLED
+        error: GatewayError | None = None
+        self._telemetry.info("turn_started", **log)
+        try:
+            if await self._take_place():
+                try:
+                    self.running += 1
+                    outcome, error = await self._carry(runner, start)
+                finally:
+                    self.running -= 1
+                    self._places.release()
+            else:
+                outcome = Outcome.FAILED
+                error = Overloaded("The gateway carries as many answers as it may. Try again in a moment.")
+        finally:
+            duration = trio.current_time() - started
+            self._telemetry.count("gateway_turns_total", outcome=outcome.value)
+            self._telemetry.observe("gateway_turn_seconds", duration)
+            if error is not None:
+                self._telemetry.count("gateway_errors_total", code=error.code)
+                self._telemetry.warning("turn_failed", code=error.code, reason=error.message, **log)
+            self._telemetry.info("turn_ended", outcome=outcome.value, duration_s=round(duration, 3), **log)
+        runner.perform(runner.session.end_turn(message.turn_id, outcome, error))
+
+    async def _take_place(self) -> bool:
+        try:
+            self._places.acquire_nowait()
+        except trio.WouldBlock:
+            self.waiting += 1
+            try:
+                with trio.move_on_after(self._limits.queue_timeout):
+                    await self._places.acquire()
+                    return True
+                return False
+            finally:
+                self.waiting -= 1
+        return True
+
+    async def _carry(self, runner: SessionRunner, start: StartTurn) -> tuple[Outcome, AgentFailure | None]:
+        message = start.message
+        progress = _Progress(resumable=start.resumes, last_event_id=start.last_event_id)
+        while True:
+            request = TurnRequest(
+                session_id=runner.session_id,
+                turn_id=message.turn_id,
+                message=message.body,
+                subject=message.subject,
+                request_id=message.request_id,
+                last_event_id=progress.last_event_id,
+            )
+            try:
+                posted = trio.current_time()
+                async with self._agent.open_stream(request) as stream:
+                    progress.resumable = stream.resumable
+                    runner.session.stream_opened(message.turn_id, resumable=stream.resumable)
+                    await self._consume(runner, message.turn_id, stream, progress, posted)
+                return Outcome.COMPLETED, None
+            except (AgentStreamInterrupted, AgentTimeout, AgentUnavailable) as failure:
+                resumes = progress.resumable and progress.resumes < MAX_RESUMES
+                if not resumes:
+                    interrupted = isinstance(failure, AgentStreamInterrupted)
+                    return Outcome.INTERRUPTED if interrupted else Outcome.FAILED, failure
+                delay = min(RESUME_DELAY_MAX, RESUME_DELAY * 2**progress.resumes)
+                progress.resumes += 1
+                self._telemetry.info(
+                    "turn_resuming", session_id=runner.session_id, turn_id=message.turn_id, code=failure.code
+                )
+                await trio.sleep(self._random.uniform(0, delay))
+            except AgentFailure as failure:
+                return Outcome.FAILED, failure
+
+    async def _consume(
+        self, runner: SessionRunner, turn_id: str, stream: AgentStream, progress: _Progress, posted: float
+    ) -> None:
+        session, telemetry = runner.session, self._telemetry
+        while batch := await stream.receive():
+            if posted:
+                telemetry.observe("gateway_first_event_seconds", trio.current_time() - posted)
+                posted = 0.0
+            for sse in batch:
+                event = interpret(sse)
+                if isinstance(event, AgentEvent):
+                    session.agent_event(turn_id, event, sse.event_id if progress.resumable else None)
+                elif isinstance(event, TurnDone):
+                    runner.changed()
+                    return
+                else:
+                    telemetry.count("gateway_agent_events_skipped_total", reason=event.reason)
+                    telemetry.warning(
+                        "agent_event_skipped",
+                        session_id=runner.session_id,
+                        turn_id=turn_id,
+                        reason=event.reason,
+                        size=len(sse.data),
+                    )
+            progress.last_event_id = batch[-1].event_id
+            progress.resumes = 0
+            runner.changed()
+            telemetry.count("gateway_events_total", len(batch))
+            if not runner.has_room():
+                await runner.wait_room()
+
+
+class _Progress:
+    """How far a turn's stream has come, over all the connections that carried it."""
+
+    __slots__ = ("last_event_id", "resumable", "resumes")
+
+    def __init__(self, *, resumable: bool, last_event_id: str | None) -> None:
+        self.resumable = resumable
+        self.last_event_id = last_event_id
+        self.resumes = 0
