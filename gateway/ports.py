@@ -6,7 +6,7 @@ library but Trio, tests subclass them as fakes. Everything here runs in one Trio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -248,11 +248,16 @@ class SessionStore(Protocol):
         """Sessions with a turn that was running or messages still queued: what recovery has to look at."""
         ...
 
-    async def expire(self, before: float) -> int:
+    async def expire(self, before: float, *, keep: Collection[str] = ()) -> int:
         """Drop the events, queue and ledger of sessions last touched before ``before`` (Unix seconds).
 
-        Ownership is kept. Returns how many sessions were dropped. Done in small steps.
+        Not of those in ``keep``, which are live. Ownership is kept. Returns how many sessions were dropped.
+        Done in small steps.
         """
+        ...
+
+    async def maintain(self) -> None:
+        """Give space back, in small steps off the token path; called every few seconds."""
         ...
 
     async def check(self) -> None:
