@@ -20,6 +20,7 @@ from gateway.reference_agent.routes import create_app
 from gateway.reference_agent.runtime import Runtime
 from gateway.reference_agent.scripted_brain import ScriptedBrain
 from gateway.reference_agent.settings import AgentSettings
+from gateway.reference_agent.sqlite_state import open_sqlite_state
 from gateway.reference_agent.state import StateStore
 
 SEND_DEADLINE = 30.0
@@ -118,10 +119,12 @@ def split_bind(bind: str) -> tuple[str, int]:
 
 @asynccontextmanager
 async def open_store(settings: AgentSettings) -> AsyncIterator[StateStore]:
-    """The store that the settings ask for, closed at the end. Raises `ValueError` if there is none."""
-    if settings.db is not None:
-        raise ValueError("db: not supported by this version; leave it out to keep the state in memory.")
-    yield MemoryState()
+    """The store that the settings ask for, closed at the end. Raises `ValueError` if it cannot be used."""
+    if settings.db is None:
+        yield MemoryState()
+    else:
+        async with open_sqlite_state(settings.db) as store:
+            yield store
 
 
 @asynccontextmanager
