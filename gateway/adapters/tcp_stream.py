@@ -1,0 +1,88 @@
+"""A client's TCP connection as a Trio stream, read and written with as few system calls as there can be."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+RECEIVE_BYTES = 65536
+"""Most that one read takes: more than a burst brings between two passes of the scheduler."""
+
+
+class NothingSent(trio.BrokenResourceError):
+    """The connection was gone before the kernel took one byte: the peer cannot have seen the request."""
+
+
+class TcpStream(trio.abc.Stream):
+    """A connected TCP socket, read with one system call per wake-up.
+
+    ``trio.SocketStream`` tries to read before it waits. Between two tokens there is nothing to read, so
+    that try costs a system call and an exception every time: 3 µs of 17.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)
+        self._socket = connected
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What has arrived, at least one byte; empty at the end. Cancelling loses nothing."""
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                return self._socket.recv(max_bytes or RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(f"receiving failed: {error}") from error
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Give all of ``data`` to the kernel. Raises ``NothingSent`` when it took none of it."""
+        await trio.lowlevel.checkpoint()
+        unsent = memoryview(data)
+        while unsent:
+            try:
+                unsent = unsent[self._socket.send(unsent) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
+            except OSError as error:
+                kind = NothingSent if len(unsent) == len(data) else trio.BrokenResourceError
+                raise kind(f"sending failed: {error}") from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the kernel may take more."""
+        await trio.lowlevel.wait_writable(self._socket)
+
+    def has_input(self) -> bool:
+        """Whether a read would not wait: data, the peer's end of stream, or an error."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def receive_nowait(self) -> bytes:
+        """What has arrived by now; empty when nothing has, or nothing will."""
+        try:
+            return self._socket.recv(RECEIVE_BYTES)
+        except OSError:
+            return b""
+
+    def close(self) -> None:
+        """Close the socket at once; who waits on it gets ``trio.ClosedResourceError``."""
+        if self._socket.fileno() != -1:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+
+    async def aclose(self) -> None:
+        """Close the socket; it is closed even when this is cancelled."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
+async def connect_tcp(host: str, port: int) -> trio.abc.Stream:
+    """Connect to the first address of ``host`` that answers (RFC 8305). Raises ``OSError``."""
+    opened = await trio.open_tcp_stream(host, port)
+    return TcpStream(socket.socket(fileno=opened.socket.detach()))
