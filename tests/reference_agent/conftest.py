@@ -54,7 +54,11 @@ class Answer:
 
 def parse_answer(response: httpx.Response) -> Answer:
     """Read a whole SSE body the way the runtime writes it."""
-    events, ids, ended = [], [], False
+    events: list[dict[str, Any]] = []
+    ids: list[str] = []
+    ended = False
+    if response.headers["Content-Type"] != "text/event-stream":
+        return Answer(response.status_code, response.headers, events, ids, ended)
     for block in response.text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
         if "id" in fields:
