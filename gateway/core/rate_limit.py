@@ -33,13 +33,15 @@ class RateLimiter:
         """
         if not self._interval:
             return
-        full_at = max(self._full_at.get(caller, now), now) + self._interval
+        # Taken out and put back at the end, refused or not: who keeps coming is not forgotten for others.
+        before = max(self._full_at.pop(caller, now), now)
+        after = before + self._interval
+        wait = after - now - _PERIOD
         # The tolerance is far below an interval and above what adding up floats loses.
-        wait = full_at - now - _PERIOD
         if wait > self._interval * 1e-6:
+            self._full_at[caller] = before
             raise RateLimited(f"Too many requests; come back in {max(1, round(wait))} s.", retry_after=wait)
-        self._full_at.pop(caller, None)
-        self._full_at[caller] = full_at
+        self._full_at[caller] = after
         if len(self._full_at) > self._max_callers:
             del self._full_at[next(iter(self._full_at))]
 
