@@ -203,7 +203,7 @@ class DirectStream(trio.abc.Stream):
             return data
         if self.socket is None:
             assert self._inner is not None
-            return await self._inner.receive_some(limit)
+            return bytes(await self._inner.receive_some(limit))
         while True:
             await trio.lowlevel.wait_readable(self._descriptor)
             try:

@@ -34,6 +34,7 @@ class RecordingTelemetry(Telemetry):
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
         self.causes: list[BaseException | None] = []
+        self.counted = trio.Event()
         self.counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
     def debug(self, event: str, **fields: object) -> None:
@@ -57,6 +58,7 @@ class RecordingTelemetry(Telemetry):
         """Add up."""
         key = (metric, tuple(sorted(labels.items())))
         self.counts[key] = self.counts.get(key, 0) + amount
+        self.counted.set()
 
     def observe(self, metric: str, value: float, **labels: str) -> None:
         """Nothing here observes."""

@@ -224,14 +224,17 @@ async def _crash(connection: ClientConnection) -> None:
 async def test_a_crash_ends_its_own_socket_with_1011_and_is_logged_once() -> None:
     """A bug in the engine closes the socket it happened on; the server lives."""
     telemetry = RecordingTelemetry()
-    async with websocket_port(ScriptedGate(_crash), telemetry) as port:
-        async with raw_client(port) as client, raw_client(port) as bystander:
-            await client.send(client_frame(TEXT, b"x"))
-            assert await client.read_close() == 1011
-            await client.send(client_frame(CLOSE))
-            assert await client.read_to_end() == b""
-            await bystander.send(client_frame(PING, b"y"))
-            assert await bystander.read_frame() == (PONG, b"y")
+    async with (
+        websocket_port(ScriptedGate(_crash), telemetry) as port,
+        raw_client(port) as client,
+        raw_client(port) as bystander,
+    ):
+        await client.send(client_frame(TEXT, b"x"))
+        assert await client.read_close() == 1011
+        await client.send(client_frame(CLOSE))
+        assert await client.read_to_end() == b""
+        await bystander.send(client_frame(PING, b"y"))
+        assert await bystander.read_frame() == (PONG, b"y")
     assert telemetry.errors == ["websocket_crashed"]
     assert isinstance(telemetry.causes[0], RuntimeError)
     assert telemetry.counts == {("gateway_bulkhead_catches_total", (("where", "websocket"),)): 1}
