@@ -8,13 +8,16 @@ list of idle ones. There are no slots, so none can leak.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import httpx
 import trio
 
+from gateway.adapters.silence_watch import SilenceWatch
 from gateway.adapters.tcp_stream import RECEIVE_BYTES, NothingSent, TcpStream, connect_tcp
 from gateway.core.http_response import ResponseReader
 
@@ -66,6 +69,7 @@ class StreamingTransport(httpx.AsyncBaseTransport):
         self._idle: list[_Connection] = []
         """Oldest first."""
         self._open: set[_Connection] = set()
+        self.silence = SilenceWatch()
 
     @property
     def open_connections(self) -> int:
@@ -149,7 +153,8 @@ class StreamingTransport(httpx.AsyncBaseTransport):
         if isinstance(connection.stream, TcpStream):
             connection.stream.close()
             return
-        with trio.CancelScope(shield=True) as scope:
+        # A foreign stream may fail to say goodbye; it is closed all the same, and nobody is left to tell.
+        with trio.CancelScope(shield=True) as scope, suppress(Exception):
             scope.cancel()
             await connection.stream.aclose()
 
@@ -167,8 +172,18 @@ class ResponseBody(httpx.AsyncByteStream):
         self._transport = transport
         self._connection: _Connection | None = connection
         self._reader = reader
-        self._read_timeout = read_timeout
         self._was_wholly_sent = True
+        self._has_timed_out = False
+        self.silence_timeout = math.inf if read_timeout is None else read_timeout
+        self.waiting_since = math.inf
+        if read_timeout is not None:
+            transport.silence.add(self)
+
+    async def give_up(self) -> None:
+        """Called by the silence watch: nothing came for ``silence_timeout``."""
+        self._has_timed_out = True
+        if self._connection is not None:
+            await self._transport.close(self._connection)
 
     async def exchange(self, payload: bytes, write_timeout: float | None) -> None:
         """Send the request and wait for the response's head."""
@@ -244,6 +259,7 @@ class ResponseBody(httpx.AsyncByteStream):
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        self._transport.silence.discard(self)
         if self._was_wholly_sent and self._reader.leaves_connection_usable:
             await self._transport.release(connection)
         else:
@@ -252,17 +268,14 @@ class ResponseBody(httpx.AsyncByteStream):
     async def _receive(self) -> None:
         if self._connection is None:
             raise httpx.ReadError("The response was closed")
-        stream, timeout = self._connection.stream, self._read_timeout
+        self.waiting_since = trio.current_time()
         try:
-            if timeout is None:
-                data = await stream.receive_some(RECEIVE_BYTES)
-            else:
-                with trio.move_on_after(timeout) as scope:
-                    data = await stream.receive_some(RECEIVE_BYTES)
-                if scope.cancelled_caught:
-                    raise httpx.ReadTimeout(f"Nothing came for {timeout:g} s")
+            data = await self._connection.stream.receive_some(RECEIVE_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            if self._has_timed_out:
+                raise httpx.ReadTimeout(f"Nothing came for {self.silence_timeout:g} s") from error
             raise httpx.ReadError(f"The connection was lost: {error}") from error
+        self.waiting_since = math.inf
         if data:
             self._reader.feed(data)
             return
