@@ -131,8 +131,13 @@ class FrontDoor:
     async def _handle(self, transport: trio.SocketStream) -> None:
         """One connection from its first byte to its last; nothing but cancellation leaves."""
         stream = DirectStream(transport)
+        del transport
         try:
-            await self._route(stream)
+            head = await self._serve_until_upgrade(stream)
+            if head is not None:
+                socket = self._websockets.serve(stream, head, _peer(stream))
+                del head  # neither this nor the transport is to live as long as the socket
+                await socket
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client left in between
         except* Exception as group:
@@ -141,7 +146,8 @@ class FrontDoor:
         finally:
             await stream.release()
 
-    async def _route(self, stream: DirectStream) -> None:
+    async def _serve_until_upgrade(self, stream: DirectStream) -> RequestHead | None:
+        """Answer REST requests and refusals; the head of a WebSocket upgrade, or None when that was all."""
         try:
             head = await self._read_head(stream)
         except RequestRefused as refusal:
@@ -149,11 +155,10 @@ class FrontDoor:
             stream.lingers = True
             with trio.move_on_after(LINGER_SECONDS):
                 await stream.send_all(refusal_of(refusal).as_response())
-            return
-        if head is not None and not head.is_websocket:
-            head = await self._serve_http(stream, head)
-        if head is not None:
-            await self._websockets.serve(stream, head, _peer(stream))
+            return None
+        if head is None or head.is_websocket:
+            return head
+        return await self._serve_http(stream, head)
 
     async def _read_head(self, stream: DirectStream) -> RequestHead | None:
         """The first head of a connection; None when the client left, or said nothing at all in time."""

@@ -63,27 +63,33 @@ class WebSocketServer:
         interrupts leave.
         """
         try:
-            await self._serve(stream, head, peer)
+            opened = await self._open(stream, head, peer)
+            del head  # kilobytes of header fields that would live as long as the socket
+            if opened is not None:
+                await self._live(*opened)
         except* Exception as group:
             self._telemetry.error("websocket_crashed", cause=_only(group))
             self._telemetry.count("gateway_bulkhead_catches_total", where="websocket")
         finally:
             await stream.release()
 
-    async def _serve(self, stream: DirectStream, head: RequestHead, peer: str) -> None:
-        with trio.move_on_after(self._settings.admission_timeout) as deadline:
+    async def _open(
+        self, stream: DirectStream, head: RequestHead, peer: str
+    ) -> tuple[TrioWebSocketConnection, Admission] | None:
+        with trio.move_on_after(self._settings.admission_timeout):
             try:
                 admission = await self._gate.admit(UpgradeRequest(head.target, head.headers, peer))
-                connection = await self._upgrade(stream, head, admission)
+                return await self._upgrade(stream, head, admission), admission
             except GatewayError as refusal:
                 stream.lingers = True
                 await stream.send_all(refusal_of(refusal).as_response())
-                return
+                return None
             except (trio.BrokenResourceError, trio_websocket.ConnectionClosed):
-                return  # gone before it was open
-        if deadline.cancelled_caught:
-            self._telemetry.warning("upgrade_timed_out", peer=peer)
-            return
+                return None  # gone before it was open
+        self._telemetry.warning("upgrade_timed_out", peer=peer)
+        return None
+
+    async def _live(self, connection: TrioWebSocketConnection, admission: Admission) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connection.run_reader)
             try:
