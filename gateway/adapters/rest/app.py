@@ -87,7 +87,6 @@ def create_app(
     app.config["RESPONSE_TIMEOUT"] = RESPONSE_TIMEOUT
     # A path is what it is: no redirect to a "nicer" one.
     app.url_map.merge_slashes = False
-    app.url_map.strict_slashes = False
     _add_hooks(app, access, Cors(settings.allowed_origins), telemetry)
     _add_error_answers(app, telemetry)
     _add_own_routes(app, service, settings, render_metrics)
