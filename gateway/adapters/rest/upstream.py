@@ -125,10 +125,15 @@ async def _read(response: httpx.Response) -> AgentAnswer:
     if 300 <= status < 400 and status != 304:
         raise AgentProtocolError(f"The Agent Runtime answered with a redirect ({status}); tell its operator.")
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > MAX_REST_ANSWER_BYTES:
-            raise AgentProtocolError("The Agent Runtime's answer is too large; ask for less.")
+    # httpx reads through nested async generators. Leaving the loop would abandon them half-run; a cancelled
+    # read ends each of them in order.
+    with trio.CancelScope() as reading:
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > MAX_REST_ANSWER_BYTES:
+                reading.cancel()
+    if len(body) > MAX_REST_ANSWER_BYTES:
+        raise AgentProtocolError("The Agent Runtime's answer is too large; ask for less.")
     if body and not is_json(response.headers.get("content-type", "")):
         raise AgentProtocolError("The Agent Runtime's answer is not JSON; tell its operator.")
     if response.headers.get("content-encoding", "identity").lower() != "identity":

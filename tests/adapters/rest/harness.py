@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import httpx
+import trio
 from attrs import define, field
 from quart import Response
 
@@ -112,6 +113,7 @@ class _Body(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         middle = len(self._content) // 2
         yield self._content[:middle]
+        await trio.lowlevel.checkpoint()
         yield self._content[middle:]
 
 
