@@ -15,6 +15,8 @@ class Limits:
     max_pending_calls: int = 256
     replay_events: int = 10_000
     replay_bytes: int = 64 << 20
+    replay_total_bytes: int = 1 << 30
+    """Events held in memory by all sessions together."""
     replay_retention: float = 600.0
     """How long a detached session's events are kept."""
     dedupe_window: float = 86_400.0

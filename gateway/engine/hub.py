@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import trio
 
-from gateway.core.errors import Draining, GatewayError, Overloaded
+from gateway.core.errors import Draining, GatewayError, Overloaded, StoreUnavailable
 from gateway.core.limits import Limits
 from gateway.core.rate_limit import RateLimiter
 from gateway.core.session import Session
@@ -72,6 +72,16 @@ class Hub:
         self._nursery: trio.Nursery | None = None
         self.draining = False
 
+    @property
+    def session_count(self) -> int:
+        """Sessions held in memory."""
+        return len(self._sessions)
+
+    @property
+    def socket_count(self) -> int:
+        """Open sockets."""
+        return len(self._sockets)
+
     # ------------------------------------------------------------------ life
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -112,7 +122,24 @@ class Hub:
     async def _keep_house(self) -> None:
         while True:
             await trio.sleep(HOUSEKEEPING_SECONDS)
-            self._telemetry.set_gauge("gateway_sessions_live", len(self._sessions))
+            with bulkhead(self._telemetry, "housekeeping"):
+                self._telemetry.set_gauge("gateway_sessions_live", len(self._sessions))
+                now = self._clock.now()
+                held = sum(runner.age(now) for runner in self._sessions.values())
+                if held > self._limits.replay_total_bytes:
+                    self._relieve_memory(held - self._limits.replay_total_bytes)
+                try:
+                    await self._store.expire(now - self._limits.replay_retention, keep=self._sessions.keys())
+                    await self._store.maintain()
+                except StoreUnavailable:
+                    self._telemetry.count("gateway_store_failures_total")
+
+    def _relieve_memory(self, excess: int) -> None:
+        """Trim what every attached socket has acknowledged, of the largest sessions first."""
+        for runner in sorted(self._sessions.values(), key=lambda runner: -runner.session.log.held_bytes):
+            if excess <= 0:
+                return
+            excess -= runner.trim_confirmed()
 
     # ------------------------------------------------------------------ ConnectionGate
 

@@ -105,6 +105,8 @@ class SessionRunner:
         self._in_flight: list[_Answer | StartTurn] = []
         self._in_flight_seq = self.visible_seq
         self._turns: dict[str, trio.CancelScope] = {}
+        self._marks: deque[tuple[float, int]] = deque()
+        """(time, newest seq then): what is older than the retention is found by these."""
         self._room = trio.lowlevel.ParkingLot()
         self._retired = trio.Event()
         self._detach_scope: trio.CancelScope | None = None
@@ -282,6 +284,36 @@ class SessionRunner:
         with scope:
             await self._run_turn(self, start)
         self._turns.pop(start.message.turn_id, None)
+
+    # ------------------------------------------------------------------ bounds
+
+    def age(self, now: float) -> int:
+        """Drop events older than the retention that every attached socket has; returns the bytes held."""
+        log = self.session.log
+        if not self._marks or self._marks[-1][1] != log.last_seq:
+            self._marks.append((now, log.last_seq))
+        oldest = now - self._limits.replay_retention
+        expired = 0
+        while len(self._marks) > 1 and self._marks[0][0] < oldest:
+            expired = self._marks.popleft()[1]
+        if expired:
+            self._trim(min(expired, self._confirmed_by_all()))
+        return log.held_bytes
+
+    def trim_confirmed(self) -> int:
+        """Drop every event that all attached sockets have confirmed; returns the bytes that freed."""
+        before = self.session.log.held_bytes
+        self._trim(self._confirmed_by_all())
+        return before - self.session.log.held_bytes
+
+    def _confirmed_by_all(self) -> int:
+        confirmed = [attachment.confirmed_seq for attachment in self._attachments]
+        return min([self.visible_seq, *confirmed, *self.detached_positions])
+
+    def _trim(self, seq: int) -> None:
+        if seq >= self.session.log.first_seq:
+            self.session.trim_to(seq)
+            self.changed()
 
     # ------------------------------------------------------------------ pacing
 
