@@ -35,6 +35,10 @@ class Agent:
         if tool_name not in self.tools:
             allowed = ", ".join(self.tools) or "none"
             return f"The agent {self.name} may not call {tool_name}. Its tools: {allowed}."
+        required = TOOLS[tool_name].parameters["required"]
+        missing = [name for name in required if not isinstance(arguments.get(name), str)]
+        if missing:
+            return f"{tool_name} needs the text arguments {', '.join(missing)}."
         path = str(arguments.get("path", "."))
         if path.startswith(("/", "\\", "~")) or ":" in path or ".." in path.replace("\\", "/").split("/"):
             return f"The path {path[:200]!r} leaves the project. Use a path relative to the project folder."

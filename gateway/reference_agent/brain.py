@@ -18,11 +18,16 @@ class Token:
 
 @attrs.frozen
 class CallTool:
-    """The brain wants a tool run. ``call_id`` is the brain's own name for the call, if it has one."""
+    """The brain wants a tool run.
+
+    ``call_id`` is the brain's own name for the call, if it has one. ``problem`` says why the call cannot be
+    made as it came; the brain is told so instead.
+    """
 
     tool_name: str
     arguments: dict[str, Any]
     call_id: str | None = None
+    problem: str | None = None
 
 
 @attrs.frozen

@@ -1,6 +1,7 @@
 """Serves the reference Agent Runtime on a TCP port, until it is cancelled."""
 
 import logging
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
@@ -15,6 +16,7 @@ from hypercorn.utils import wrap_app
 
 from gateway.reference_agent.approvals import load_policy
 from gateway.reference_agent.brain import Brain
+from gateway.reference_agent.llm_brain import open_llm_brain
 from gateway.reference_agent.memory_state import MemoryState
 from gateway.reference_agent.routes import create_app
 from gateway.reference_agent.runtime import Runtime
@@ -129,10 +131,12 @@ async def open_store(settings: AgentSettings) -> AsyncIterator[StateStore]:
 
 @asynccontextmanager
 async def open_brain(settings: AgentSettings) -> AsyncIterator[Brain]:
-    """The brain that the settings ask for, closed at the end. Raises `ValueError` if there is none."""
-    if settings.llm != "scripted":
-        raise ValueError(f"llm: {settings.llm} is not supported by this version; use scripted.")
-    yield ScriptedBrain(settings.token_delay)
+    """The brain that the settings ask for, closed at the end. Raises `ValueError` if it cannot be used."""
+    if settings.llm == "scripted":
+        yield ScriptedBrain(settings.token_delay)
+    else:
+        async with open_llm_brain(settings, random.random) as brain:
+            yield brain
 
 
 async def serve_agent(

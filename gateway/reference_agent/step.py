@@ -152,7 +152,7 @@ class StepRecorder:
             used.add(call_id)
             call = RequestedCall(call_id, wanted.tool_name, wanted.arguments)
             requested.append(call)
-            why_not = conversation.agent.why_not_allowed(call.tool_name, call.arguments)
+            why_not = wanted.problem or conversation.agent.why_not_allowed(call.tool_name, call.arguments)
             verdict = self._policy.decide(call.tool_name, call.arguments)
             if why_not is None and verdict.action == DENY:
                 why_not = f"The policy denies this call: {verdict.reason}"

@@ -30,8 +30,16 @@ from gateway.reference_agent.agents import AGENTS, TOOLS
 )
 def test_each_agent_is_held_to_its_tools_and_files(agent: str, tool: str, path: str, allowed: bool) -> None:
     """And nobody leaves the project folder."""
-    why_not = AGENTS[agent].why_not_allowed(tool, {"path": path})
+    why_not = AGENTS[agent].why_not_allowed(
+        tool, {"path": path, "content": "", "old": "a", "new": "b", "command": "ls"}
+    )
     assert (why_not is None) == allowed
+
+
+def test_a_call_without_its_arguments_is_not_made() -> None:
+    """LLMs forget some; they are told which."""
+    why_not = AGENTS["coder"].why_not_allowed("edit_file", {"path": "a", "old": 7})
+    assert why_not == "edit_file needs the text arguments old, new."
 
 
 def test_agents_name_only_tools_that_exist() -> None:
