@@ -286,3 +286,14 @@ async def test_a_connection_that_asks_nothing_is_cut(
             with contextlib.suppress(trio.BrokenResourceError):
                 assert await stream.receive_some() == b""
         assert trio.current_time() >= 5
+
+
+async def test_a_request_without_end_is_answered_at_the_size_bound(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """And not read on."""
+    async with running(options(tmp_path)) as it:
+        host, port = it.url.removeprefix("http://").split(":")
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            await stream.send_all(b"GET /" + b"x" * 8192)
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 404 ")

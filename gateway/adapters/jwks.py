@@ -53,8 +53,8 @@ class JwksTiming:
 def jwks_http_client(verify: ssl.SSLContext | bool = True) -> httpx.AsyncClient:
     """An HTTP client fit for ``JwksCache``, to be closed by the caller.
 
-    Unbounded pool, no keep-alive: httpcore loses a pool slot when a request is cancelled while it
-    connects, and with a bounded pool a few such losses end all fetching. There is one fetch at a time.
+    No bound on connections: httpcore loses the place of a request that is cancelled while it waits for one,
+    so none may ever wait. There is one fetch at a time anyway, minutes apart, hence no keep-alive.
     """
     return httpx.AsyncClient(
         verify=verify,

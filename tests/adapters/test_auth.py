@@ -421,6 +421,7 @@ async def test_what_was_presented_appears_in_no_log_and_no_error() -> None:
         token(rsa_key(), head=header(rsa_key(), typ=secret)),
         token(rsa_key(), head=header(rsa_key(), alg=secret)),
         token(rsa_key(), head=b'{"' + secret.encode() + b'":1,"' + secret.encode() + b'":1}'),
+        token(rsa_key("rsa-x"), claims(name=secret), header(rsa_key())),
         token(rsa_key(), claims(iss=secret)),
         token(rsa_key(), claims(sub=f"{secret}\n")),
         token(rsa_key(), b'{"' + secret.encode() + b'":1,"' + secret.encode() + b'":1}'),

@@ -464,8 +464,8 @@ def test_timings_that_contradict_each_other_cannot_be_made(changes: dict[str, fl
 
 
 @asynccontextmanager
-async def http_server(answer: bytes, repeated: bytes = b"") -> AsyncIterator[str]:
-    """A server on loopback that answers each connection with these bytes; then with others for ever."""
+async def http_server(answer: bytes, repeated: bytes = b"", hang: bool = False) -> AsyncIterator[str]:
+    """A server on loopback that sends ``answer`` to each request, then ``repeated`` for ever, or hangs."""
 
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:
@@ -474,6 +474,8 @@ async def http_server(answer: bytes, repeated: bytes = b"") -> AsyncIterator[str
                 await stream.send_all(answer)
                 while repeated:
                     await stream.send_all(repeated)
+                if hang:
+                    await trio.sleep_forever()
             except trio.BrokenResourceError:
                 return
 
@@ -494,12 +496,23 @@ async def test_an_endless_document_from_a_real_server_is_given_up() -> None:
     assert telemetry.logged[0][2]["reason"] == f"it is larger than {MAX_DOCUMENT_SIZE} bytes"
 
 
-async def test_fetches_given_up_while_connecting_do_not_end_fetching() -> None:
-    """The client for fetching cannot run out of connections: a cancelled connect keeps no place."""
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-    async with http_server(answer) as url, jwks_http_client() as http:
-        for _ in range(200):
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await http.get(url)
-        assert (await http.get(url)).text == "ok"
+async def test_a_fetch_never_waits_for_a_place_in_the_pool() -> None:
+    """A request that is cancelled while it waits for one leaks it, so the pool has no bound."""
+    silent = http_server(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", hang=True)
+    quick = http_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    async with jwks_http_client() as http, silent as hanging, quick as url, trio.open_nursery() as nursery:
+        for _ in range(101):
+            nursery.start_soon(http.get, hanging)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            assert (await http.get(url)).text == "ok"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_good_answer_ends_the_backing_off(autojump_clock: trio.testing.MockClock) -> None:
+    """The schedule is the ordinary one again."""
+    async with running(answering(500, b"")) as it:
+        await trio.sleep(89)
+        it.issuer.publish(rsa_key())
+        await trio.sleep(227)
+        assert it.elapsed() == [0, 30, 90, 315]
