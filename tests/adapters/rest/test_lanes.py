@@ -180,6 +180,49 @@ async def test_a_thousand_calls_cancelled_at_any_moment_cost_nothing() -> None:
         assert _open_files() <= before + 20
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        "connection.connect_tcp.started",
+        "connection.connect_tcp.complete",
+        "http11.send_request_headers.complete",
+        "http11.receive_response_headers.started",
+        "http11.receive_response_headers.complete",
+        "http11.receive_response_body.started",
+        "http11.receive_response_body.complete",
+    ],
+)
+async def test_a_call_cancelled_at_any_step_leaves_nothing(step: str) -> None:
+    """Cancelled exactly between two steps of httpcore, a hundred times: the next call is served at once.
+
+    httpcore's own pool keeps a connection that was cancelled between connecting and sending for good.
+    """
+    server = Server()
+    scope = trio.CancelScope()
+
+    async def trace(event: str, _info: dict[str, object]) -> None:
+        if event == step:
+            scope.cancel()
+
+    async def add_trace(request: httpx.Request) -> None:
+        request.extensions["trace"] = trace
+
+    async with _running(server) as (url, _), agent_client(url, connect_timeout=5) as client:
+        api = _api(client, limit=1)
+        before = _open_files()
+        client.event_hooks["request"] = [add_trace]
+        for _ in range(100):
+            scope = trio.CancelScope()
+            with scope:
+                await _get(api)
+        client.event_hooks["request"] = []
+
+        with trio.fail_after(1):
+            assert (await _get(api)).status == 200
+        await server.wait_for(lambda: server.open_connections <= 1)
+        assert _open_files() <= before + 2
+
+
 async def test_cancelling_is_seen_by_the_agent() -> None:
     """A caller that goes away closes the connection that its call was on."""
     server = Server(pause=60)
