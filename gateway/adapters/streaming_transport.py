@@ -196,9 +196,9 @@ class ResponseBody(httpx.AsyncByteStream):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._was_wholly_sent = False  # the peer may have answered before it hung up
         while not self._reader.status:
-            await self._receive()
             if self._reader.failure is not None:
                 raise self._malformed()
+            await self._receive()
 
     def response(self) -> httpx.Response:
         """The response whose head has come, with this as its body."""

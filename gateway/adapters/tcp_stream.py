@@ -27,6 +27,9 @@ class TcpStream(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """What has arrived, at least one byte; empty at the end. Cancelling loses nothing."""
+        if self._socket.fileno() == -1:
+            # wait_readable would raise ValueError, and leave Trio's table of waiters in disorder.
+            raise trio.ClosedResourceError("this stream was closed before")
         while True:
             await trio.lowlevel.wait_readable(self._socket)
             try:
@@ -39,6 +42,8 @@ class TcpStream(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Give all of ``data`` to the kernel. Raises ``NothingSent`` when it took none of it."""
         await trio.lowlevel.checkpoint()
+        if self._socket.fileno() == -1:
+            raise trio.ClosedResourceError("this stream was closed before")
         unsent = memoryview(data)
         while unsent:
             try:

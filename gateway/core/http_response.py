@@ -25,6 +25,7 @@ class ResponseReader:
         self._has_excess = False
         self._keeps_alive = False
         self._body: list[bytes] = []
+        self._body_parts = 0
         self.on_body = self._body.append  # called by httptools; a C function, so no Python frame per chunk
         self.status = 0
         """The status code; 0 until the whole head has come."""
@@ -54,6 +55,7 @@ class ResponseReader:
                 self._fail(f"not a valid HTTP/1.1 response ({type(error).__name__})")
         if self.is_complete:
             self._parser = None  # ends the reference cycle, too
+            del self._body[self._body_parts :]  # a response that nobody asked for may follow in one read
         elif self._body:
             self._bytes_without_body = 0
         else:
@@ -115,8 +117,9 @@ class ResponseReader:
         """Called by the parser: the response is over."""
         if self._is_interim:
             self._is_interim = False
-        else:
+        elif not self.is_complete:
             self.is_complete = True
+            self._body_parts = len(self._body)
 
     def _field(self, wanted: bytes) -> bytes:
         return b", ".join(value.strip() for name, value in self.headers if name.lower() == wanted)
