@@ -34,7 +34,8 @@ from typing import Any
 import apsw
 import msgspec
 
-from gateway.adapters.stores.sqlite_schema import SEQ_BITS, SEQ_MASK, ForeignFile, configure, ensure_schema
+from gateway.adapters.stores.sqlite_journal import EventJournal
+from gateway.adapters.stores.sqlite_schema import ForeignFile, configure, ensure_schema, transaction
 from gateway.core.errors import StoreUnavailable
 from gateway.core.packing import UnreadablePack, pack_record, unpack_record
 from gateway.core.storage import SessionRecord
@@ -131,6 +132,8 @@ class StoreFile:
             ensure_schema(db)
             token = db.execute("SELECT value FROM property WHERE name = 'generation'").get
             reason = None if token is None else self._doubt(token)
+            # Whether in doubt or not, what is in the journal counts.
+            EventJournal(db)
             if reason is not None:
                 renewed = renew_epochs(db, self._new_token)
                 self._telemetry.error(
@@ -214,18 +217,13 @@ class StoreFile:
 
 
 def renew_epochs(db: apsw.Connection, new_epoch: Callable[[], str]) -> int:
-    """Give every session a new epoch, in one transaction. Returns how many sessions had one.
+    """Give every session a new epoch, in one transaction; the journal must be settled.
 
-    Events, queue, ledger and decisions are dropped and the turn is idle; owner and last seq stay.
+    Events, queue, ledger and decisions are dropped and the turn is idle; owner and last seq stay. Returns how
+    many sessions had an epoch.
     """
-    with db:
-        db.execute(
-            "UPDATE session SET last_event_id = NULL, last_seq = max(last_seq, ifnull("
-            " (SELECT max(key) & ?1 FROM event_pack"
-            "  WHERE key BETWEEN number << ?2 AND number << ?2 | ?1), 0))",
-            (SEQ_MASK, SEQ_BITS),
-        )
-        db.execute("UPDATE session SET trimmed_to = last_seq")
+    with transaction(db):
+        db.execute("UPDATE session SET last_event_id = NULL, trimmed_to = last_seq")
         for table in ("event_pack", "queue", "ledger", "decision"):
             db.execute(f"DELETE FROM {table}")
         found: list[Any] = db.execute("SELECT number, packed FROM record").fetchall()

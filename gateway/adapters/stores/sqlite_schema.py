@@ -4,13 +4,16 @@ One row of ``session`` per session ever claimed. Everything else hangs on its *n
 life of the session: a reset or an expiry gives the session a new number and leaves the old one's rows to
 be deleted later in small steps (``discarded``), so that neither costs the token path more than one row.
 
-``event_pack`` holds one row per session and commit. Its key is ``number << 36 | last_seq``: with it one
-append is one insert at one place of one B-tree, without a second index; a trim and a load are ranges.
-``session.last_seq`` and ``last_event_id`` are as of the last time the row was written; newer rows of
-``event_pack`` overrule them, so that tokens do not have to write the row.
+``journal`` holds one row per group commit and ``event_pack`` what is settled of it (``sqlite_journal`` says
+why and how). The key of ``event_pack`` is ``number << 36 | last_seq``, so that a trim and a load are ranges
+of one B-tree without a second index. A ``session`` row is as of the journal's row ``journaled``; what newer
+rows say of the session comes on top, so that tokens do not have to write its row.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import apsw
 
@@ -31,7 +34,8 @@ CREATE TABLE session (
     claimed_at REAL NOT NULL,
     last_seq INTEGER NOT NULL DEFAULT 0,
     trimmed_to INTEGER NOT NULL DEFAULT 0,
-    last_event_id TEXT
+    last_event_id TEXT,
+    journaled INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX session_by_owner ON session (owner);
 
@@ -44,7 +48,8 @@ CREATE TABLE record (
 CREATE INDEX record_by_touch ON record (touched_at, number);
 CREATE INDEX record_running ON record (number) WHERE running;
 
-CREATE TABLE event_pack (key INTEGER PRIMARY KEY, last_event_id TEXT, packed BLOB NOT NULL) STRICT;
+CREATE TABLE journal (id INTEGER PRIMARY KEY, parts BLOB NOT NULL) STRICT;
+CREATE TABLE event_pack (key INTEGER PRIMARY KEY, packs BLOB NOT NULL) STRICT;
 
 CREATE TABLE queue (position INTEGER PRIMARY KEY, number INTEGER NOT NULL, turn_id TEXT NOT NULL,
     packed BLOB NOT NULL) STRICT;
@@ -89,7 +94,21 @@ def ensure_schema(db: apsw.Connection) -> None:
                 f"{SCHEMA_VERSION}): start that version, or give this one another file"
             )
         raise ForeignFile("it is a database of another program: give the gateway a file of its own")
-    with db:
+    with transaction(db):
         db.execute(_TABLES)
         db.pragma("application_id", APPLICATION_ID)
         db.pragma("user_version", SCHEMA_VERSION)
+
+
+@contextmanager
+def transaction(db: apsw.Connection) -> Iterator[None]:
+    """A transaction that whatever ends the block early rolls back. Not for the block of another one."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        # SQLite may have rolled back by itself, as it does on a full disk.
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise

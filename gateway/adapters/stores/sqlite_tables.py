@@ -5,26 +5,20 @@ connection that writes, so that a method sees no other's halves. Whatever ends a
 cancellation included, rolls its transaction back.
 
 Every step of a statement gives the interpreter lock away and has to win it back from the event loop, so
-the common case, token events of many sessions, is one statement with all the rows.
+the common case, token events of many sessions, is one statement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import apsw
 
-from gateway.adapters.stores.sqlite_schema import SEQ_BITS, SEQ_MASK
-from gateway.core.packing import unpack_events, unpack_message, unpack_record
+from gateway.adapters.stores.sqlite_journal import EventJournal, Head, Part
+from gateway.adapters.stores.sqlite_schema import SEQ_BITS, SEQ_MASK, transaction
+from gateway.core.packing import unpack_message, unpack_record
 from gateway.core.storage import Decision, LedgerEntry, SessionCommit, StoredSession, TurnState
-
-_ROWS_PER_STATEMENT = 128
-_KNOWN_SESSIONS = 50_000
-"""How many sessions' heads are kept at hand (about 300 bytes each); a further one starts the set anew."""
-_TRIM_ROWS = 1_000
-"""What one trim deletes at most, so that a late ack of very much does not stall the tokens of others."""
 
 
 class Abandoned(Exception):
@@ -38,6 +32,8 @@ class Step(NamedTuple):
     first_seq: int
     """0 without events."""
     last_seq: int
+    trimmed_to: int
+    """0 when nothing is trimmed."""
     last_event_id: str | None
     events: bytes | None
     more: SessionCommit | None
@@ -46,13 +42,15 @@ class Step(NamedTuple):
     queued: tuple[bytes, ...] = ()
 
 
-class _Head(NamedTuple):
-    """Where a session stands."""
+class _Group(NamedTuple):
+    """What a group commit comes to, before it is safe."""
 
-    number: int
-    last_seq: int
-    trimmed_to: int
-    last_event_id: str | None
+    refused: dict[str, str]
+    begun: dict[str, Head]
+    """Heads of the sessions that begin a new life."""
+    ends: dict[str, int]
+    """The last seq of each session so far."""
+    parts: list[Part]
 
 
 class SessionTables:
@@ -61,8 +59,7 @@ class SessionTables:
     def __init__(self, db: apsw.Connection, *, dedupe_window: float) -> None:
         self._db = db
         self._dedupe_window = dedupe_window
-        self._heads: dict[str, _Head] = {}
-        self._inserts: dict[int, str] = {}
+        self.journal = EventJournal(db)
         newest: int = db.execute(
             "SELECT max((SELECT ifnull(max(number), 0) FROM session),"
             " (SELECT ifnull(max(number), 0) FROM discarded),"
@@ -71,18 +68,6 @@ class SessionTables:
         ).get
         self._next_number = newest + 1
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            # SQLite may have rolled back by itself, as it does on a full disk.
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
     # ------------------------------------------------------------------ commit
 
     def apply(self, steps: Sequence[Step], is_abandoned: Callable[[], bool]) -> dict[str, str]:
@@ -90,110 +75,57 @@ class SessionTables:
 
         Raises ``Abandoned``, and nothing is stored, when ``is_abandoned()`` by the time of the end.
         """
-        changed: dict[str, _Head] = {}
-        refused: dict[str, str] = {}
-        rows: list[Any] = []
-        if len(steps) <= _ROWS_PER_STATEMENT and all(step.more is None for step in steps):
+        group = _Group({}, {}, {}, [])
+        while self.journal.is_overfull and self.journal.settle():
+            pass
+        if all(step.more is None for step in steps):
             for step in steps:
-                self._append(step, changed, refused, rows)
+                self._stage(step, group)
             if is_abandoned():
                 raise Abandoned
-            self._insert(rows)
+            self.journal.write(group.parts)
         else:
-            with self._transaction():
+            with transaction(self._db):
                 for step in steps:
-                    if step.more is None:
-                        self._append(step, changed, refused, rows)
-                        continue
-                    # What was said before about this session must be in the tables when it is changed.
-                    self._insert(rows)
-                    rows = []
-                    self._change(step, step.more, changed, refused)
-                self._insert(rows)
+                    head = self._stage(step, group)
+                    if head is not None and step.more is not None:
+                        self._change(step, step.more, head.number)
+                self.journal.write(group.parts)
                 if is_abandoned():
                     raise Abandoned
-        if len(self._heads) > _KNOWN_SESSIONS:
-            self._heads.clear()
-        self._heads.update(changed)
-        return refused
+        self.journal.applied(group.parts, group.begun)
+        return group.refused
 
-    def _head(self, session_id: str) -> _Head | None:
-        found = self._db.execute(
-            "SELECT number, last_seq, trimmed_to, last_event_id FROM session WHERE session_id = ?",
-            (session_id,),
-        ).fetchone()
-        if found is None:
-            return None
-        head = _Head(*found)
-        base = head.number << SEQ_BITS
-        newest = self._db.execute(
-            "SELECT max(key) FROM event_pack WHERE key BETWEEN ? AND ?",
-            (base | head.last_seq, base | SEQ_MASK),
-        ).get
-        if newest is None or newest & SEQ_MASK == head.last_seq:
-            return head
-        named = self._db.execute(
-            "SELECT last_event_id FROM event_pack WHERE key > ? AND key <= ? AND last_event_id IS NOT NULL"
-            " ORDER BY key DESC LIMIT 1",
-            (base | head.last_seq, newest),
-        ).get
-        return _Head(
-            head.number, newest & SEQ_MASK, head.trimmed_to, head.last_event_id if named is None else named
-        )
-
-    def _fitting(
-        self, step: Step, changed: dict[str, _Head], refused: dict[str, str], *, reset: bool = False
-    ) -> _Head | None:
+    def _stage(self, step: Step, group: _Group) -> Head | None:
+        """Put the step's events into the group if the step fits; None if it does not."""
         session_id = step.session_id
-        if session_id in refused:
+        if session_id in group.refused:
             return None
-        head = changed.get(session_id) or self._heads.get(session_id) or self._head(session_id)
+        head = group.begun.get(session_id) or self.journal.head(session_id)
         if head is None:
-            refused[session_id] = "the session is not known"
-        elif step.first_seq and step.first_seq != (1 if reset else head.last_seq + 1):
-            refused[session_id] = "its events do not follow the last one stored"
+            group.refused[session_id] = "the session is not known"
             return None
+        is_reset = step.more is not None and step.more.reset
+        last_seq = 0 if is_reset else group.ends.get(session_id, head.last_seq)
+        if step.first_seq and step.first_seq != last_seq + 1:
+            group.refused[session_id] = "its events do not follow the last one stored"
+            return None
+        if is_reset:
+            keeps_record = step.more is not None and step.more.record is None
+            number = self._discard(session_id, head.number, keeps_record=keeps_record)
+            head = group.begun[session_id] = Head(session_id, number, 0, 0, None)
+        if step.events is not None:
+            last_seq = step.last_seq
+        group.ends[session_id] = last_seq
+        if step.events is not None or step.trimmed_to or step.last_event_id is not None:
+            group.parts.append(
+                Part(head, last_seq, min(step.trimmed_to, last_seq), step.last_event_id, step.events)
+            )
         return head
 
-    def _append(
-        self, step: Step, changed: dict[str, _Head], refused: dict[str, str], rows: list[Any]
-    ) -> None:
-        head = self._fitting(step, changed, refused)
-        if head is None:
-            return
-        number = head.number
-        changed[step.session_id] = _Head(
-            number,
-            step.last_seq,
-            head.trimmed_to,
-            head.last_event_id if step.last_event_id is None else step.last_event_id,
-        )
-        rows += (number << SEQ_BITS | step.last_seq, step.last_event_id, step.events)
-
-    def _insert(self, rows: list[Any]) -> None:
-        if len(rows) > 3 * _ROWS_PER_STATEMENT:
-            self._insert(rows[: 3 * _ROWS_PER_STATEMENT])
-            self._insert(rows[3 * _ROWS_PER_STATEMENT :])
-        elif rows:
-            count = len(rows) // 3
-            statement = self._inserts.get(count)
-            if statement is None:
-                places = ",".join(["(?,?,?)"] * count)
-                statement = self._inserts[count] = f"INSERT INTO event_pack VALUES {places}"
-            self._db.execute(statement, rows)
-
-    def _change(
-        self, step: Step, commit: SessionCommit, changed: dict[str, _Head], refused: dict[str, str]
-    ) -> None:
-        """Apply a commit that changes more than events. Rows of events before it are in the table."""
+    def _change(self, step: Step, commit: SessionCommit, number: int) -> None:
+        """Apply what a commit changes besides events."""
         db = self._db
-        head = self._fitting(step, changed, refused, reset=commit.reset)
-        if head is None:
-            return
-        number, last_seq, trimmed_to, last_event_id = head
-        if commit.reset:
-            number = self._discard(step.session_id, number, keep_record=commit.record is None)
-            last_seq, trimmed_to, last_event_id = 0, 0, None
         if commit.record is not None:
             db.execute(
                 "INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?)",
@@ -204,11 +136,6 @@ class SessionTables:
                     step.record,
                 ),
             )
-        if step.events is not None:
-            self._insert([number << SEQ_BITS | step.last_seq, step.last_event_id, step.events])
-            last_seq = step.last_seq
-        if step.last_event_id is not None:
-            last_event_id = step.last_event_id
         for message, packed in zip(commit.queued, step.queued, strict=True):
             db.execute(
                 "INSERT INTO queue (number, turn_id, packed) VALUES (?, ?, ?)",
@@ -230,22 +157,8 @@ class SessionTables:
                 "INSERT OR IGNORE INTO decision (number, call_id, decision, decided_at) VALUES (?, ?, ?, ?)",
                 (number, decision.call_id, decision.decision, decision.decided_at),
             )
-        if commit.trimmed_to is not None and min(commit.trimmed_to, last_seq) > trimmed_to:
-            trimmed_to = min(commit.trimmed_to, last_seq)
-            base = number << SEQ_BITS
-            db.execute(
-                "DELETE FROM event_pack WHERE key IN"
-                " (SELECT key FROM event_pack WHERE key BETWEEN ? AND ? ORDER BY key LIMIT ?)",
-                (base, base | trimmed_to, _TRIM_ROWS),
-            )
-        if commit.reset or commit.trimmed_to is not None or step.last_event_id is not None:
-            db.execute(
-                "UPDATE session SET last_seq = ?, trimmed_to = ?, last_event_id = ? WHERE session_id = ?",
-                (last_seq, trimmed_to, last_event_id, step.session_id),
-            )
-        changed[step.session_id] = _Head(number, last_seq, trimmed_to, last_event_id)
 
-    def _discard(self, session_id: str, number: int, *, keep_record: bool) -> int:
+    def _discard(self, session_id: str, number: int, *, keeps_record: bool) -> int:
         """Begin a new life of the session and return its number; the old one's rows are deleted later."""
         fresh = self._next_number
         # A number that a rolled-back transaction took is not used again: cheaper than to find out.
@@ -256,7 +169,7 @@ class SessionTables:
             (fresh, session_id),
         )
         self._db.execute("INSERT INTO discarded VALUES (?)", (number,))
-        if keep_record:
+        if keeps_record:
             self._db.execute("UPDATE record SET number = ? WHERE number = ?", (fresh, number))
         else:
             self._db.execute("DELETE FROM record WHERE number = ?", (number,))
@@ -266,28 +179,20 @@ class SessionTables:
 
     def load(self, session_id: str) -> StoredSession | None:
         """All that is held of a session, or None. Raises ``UnreadablePack``: call ``forget``."""
-        head = self._heads.get(session_id) or self._head(session_id)
+        head = self.journal.head(session_id)
         if head is None:
             return None
-        db, (number, last_seq, trimmed_to, last_event_id) = self._db, head
-        base = number << SEQ_BITS
-        packs: list[Any] = db.execute(
-            "SELECT key, packed FROM event_pack WHERE key > ? AND key <= ? ORDER BY key",
-            (base | trimmed_to, base | SEQ_MASK),
-        ).fetchall()
-        events = [event for key, packed in packs for event in unpack_events(packed, key & SEQ_MASK)]
-        while_trimmed = trimmed_to - events[0].seq + 1 if events else 0
-        if while_trimmed > 0:
-            del events[:while_trimmed]
+        db, number = self._db, head.number
+        events = self.journal.events(head)
         record = db.execute("SELECT packed FROM record WHERE number = ?", (number,)).get
         return StoredSession(
             session_id=session_id,
             owner=db.execute("SELECT owner FROM session WHERE session_id = ?", (session_id,)).get,
             record=None if record is None else unpack_record(record),
-            first_seq=events[0].seq if events else last_seq + 1,
-            last_seq=last_seq,
+            first_seq=events[0].seq if events else head.last_seq + 1,
+            last_seq=head.last_seq,
             events=tuple(events),
-            last_event_id=last_event_id,
+            last_event_id=head.last_event_id,
             queue=tuple(
                 unpack_message(packed)
                 for (packed,) in db.execute(
@@ -312,11 +217,10 @@ class SessionTables:
 
     def forget(self, session_id: str) -> None:
         """Drop all but the ownership of a session."""
-        with self._transaction():
-            number = self._db.execute("SELECT number FROM session WHERE session_id = ?", (session_id,)).get
-            self._heads.pop(session_id, None)
-            if number is not None:
-                self._discard(session_id, number, keep_record=False)
+        if (head := self.journal.head(session_id)) is not None:
+            with transaction(self._db):
+                self._discard(session_id, head.number, keeps_record=False)
+            self.journal.forget(head)
 
     def owner(self, session_id: str) -> str | None:
         """The session's owner, or None."""
@@ -354,8 +258,8 @@ class SessionTables:
 
     def expire_some(self, before: float, keep: Collection[str], limit: int) -> int:
         """Drop up to ``limit`` sessions last touched before ``before``; returns how many."""
-        with self._transaction():
-            found = []
+        with transaction(self._db):
+            found: list[tuple[str, int]] = []
             for session_id, number in self._db.execute(
                 "SELECT session_id, number FROM record JOIN session USING (number)"
                 " WHERE touched_at < ? ORDER BY touched_at",
@@ -366,8 +270,10 @@ class SessionTables:
                     if len(found) == limit:
                         break
             for session_id, number in found:
-                self._heads.pop(session_id, None)
-                self._discard(session_id, number, keep_record=False)
+                self._discard(session_id, number, keeps_record=False)
+        for session_id, _ in found:
+            if (head := self.journal.head(session_id)) is not None:
+                self.journal.forget(head)
         return len(found)
 
     def delete_discarded(self, limit: int) -> bool:
@@ -376,7 +282,7 @@ class SessionTables:
         if number is None:
             return False
         base = number << SEQ_BITS
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute(
                 "DELETE FROM event_pack WHERE key IN"
                 " (SELECT key FROM event_pack WHERE key BETWEEN ? AND ? LIMIT ?)",
