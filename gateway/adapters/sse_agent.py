@@ -57,6 +57,7 @@ def agent_client(
     # Cookies of the runtime must not travel from one user's turn into another's.
     no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
     return httpx.AsyncClient(
+        base_url=agent_url,
         mounts={f"http://{url.netloc.decode('ascii')}": transport} if is_direct else None,
         verify=verify,
         cookies=no_cookies,

@@ -116,13 +116,17 @@ class SessionRunner:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live until retired. Cancelling it cuts a running turn as a crash would: the record stays."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._start_detach_timer()
-            self._perform(None, self.session.recover())
-            task_status.started()
-            await self._retired.wait()
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._start_detach_timer()
+                self._perform(None, self.session.recover())
+                task_status.started()
+                await self._retired.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self._retired.set()
 
     @property
     def is_retired(self) -> bool:

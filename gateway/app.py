@@ -1,0 +1,278 @@
+"""The composition root: reads the settings once, wires everything by constructor, owns the root nursery.
+
+    root nursery
+    ├── hub                    every session, its turns, the group commit
+    ├── JWKS refresher         with USE_JWT_AUTH
+    ├── front door             one port: trio-websocket for sockets, hypercorn + Quart for REST
+    └── shutdown watcher       SIGTERM, SIGINT → drain
+
+A crash in a connection or a session is contained in its branch. A crash here ends the process with a
+non-zero status: a gateway whose hub is gone must not go on answering 200.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import trio
+from attrs import frozen
+from hypercorn.config import Config
+from quart_trio import QuartTrio
+
+from gateway.adapters.auth import InternalKeyAuthenticator, TokenAuthenticator
+from gateway.adapters.front_door import FrontDoor, FrontDoorLimits
+from gateway.adapters.jwks import JwksCache, JwksTiming, jwks_http_client
+from gateway.adapters.listeners import open_listeners
+from gateway.adapters.rest.app import create_app
+from gateway.adapters.sse_agent import SseAgentRuntime, agent_client
+from gateway.adapters.stores.open import open_session_store
+from gateway.adapters.streaming_transport import StreamingTransport
+from gateway.adapters.telemetry import StructlogTelemetry
+from gateway.adapters.websocket import WebSocketSettings
+from gateway.config import Configuration
+from gateway.core.errors import Draining
+from gateway.core.jwt_rules import TokenRules
+from gateway.core.limits import Limits
+from gateway.core.rate_limit import RateLimiter
+from gateway.engine.admission import AdmissionRules, Admissions
+from gateway.engine.hub import Hub
+from gateway.engine.turn import TurnRunner
+from gateway.ports import Authenticator, Clock
+from gateway.settings import Settings
+
+
+class SystemClock(Clock):
+    """The machine's wall clock."""
+
+    def now(self) -> float:
+        """Seconds since the Unix epoch."""
+        return time.time()
+
+
+@frozen
+class Gateway:
+    """Everything wired, not serving yet."""
+
+    configuration: Configuration
+    telemetry: StructlogTelemetry
+    hub: Hub
+    rest: QuartTrio
+    jwks: JwksCache | None
+
+
+def make_telemetry(settings: Settings) -> StructlogTelemetry:
+    """Logs to standard error, so that a command's own output stays clean."""
+    return StructlogTelemetry(
+        sys.stderr,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+        secrets=[settings.internal_api_key],
+    )
+
+
+@asynccontextmanager
+async def open_gateway(configuration: Configuration, telemetry: StructlogTelemetry) -> AsyncIterator[Gateway]:
+    """Wire a gateway. Raises ``StoreUnavailable`` when its store cannot be opened.
+
+    Resource handling: the store and the HTTP clients are open inside the block; whoever runs the hub does
+    so inside it and has ended it before leaving.
+    """
+    settings = configuration.settings
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(
+            open_session_store(
+                settings.store_url,
+                full_sync=settings.store_sync == "full",
+                dedupe_window=settings.dedupe_window,
+                clock=clock,
+                telemetry=telemetry,
+            )
+        )
+        client = await stack.enter_async_context(agent_client(settings.agent_url, StreamingTransport()))
+        authenticator, jwks = await _make_authenticator(configuration, telemetry, clock, stack)
+        limits = limits_of(settings)
+        admissions = Admissions(
+            rules=AdmissionRules(
+                allowed_origins=settings.allowed_origins,
+                trusted_proxies=settings.trusted_proxies,
+                sessions_are_owned=settings.use_jwt_auth,
+            ),
+            authenticator=authenticator,
+            store=store,
+            upgrade_rate=RateLimiter(settings.rate_upgrades_per_minute),
+            clock=clock,
+            fresh_bytes=os.urandom,
+        )
+        agent = SseAgentRuntime(
+            client=client,
+            agent_url=settings.agent_url,
+            internal_key=settings.internal_api_key,
+            connect_timeout=settings.agent_connect_timeout,
+            stream_timeout=settings.agent_stream_timeout,
+            max_event_bytes=settings.max_event_bytes,
+            telemetry=telemetry,
+        )
+        hub = Hub(
+            store=store,
+            admissions=admissions,
+            authenticator=authenticator,
+            run_turn=TurnRunner(agent, limits=limits, telemetry=telemetry, randomness=random.Random()),
+            limits=limits,
+            telemetry=telemetry,
+            clock=clock,
+            new_id=lambda: secrets.token_urlsafe(12),
+            message_rate=RateLimiter(settings.rate_messages_per_minute),
+            randomness=random.Random(),
+        )
+
+        async def check_ready() -> None:
+            if hub.draining:
+                raise Draining("This node is restarting.", retry_after=1)
+            await store.check()
+
+        rest = create_app(
+            settings,
+            authenticator=authenticator,
+            store=store,
+            telemetry=telemetry,
+            clock=clock,
+            agent=client,
+            render_metrics=telemetry.render,
+            check_ready=check_ready,
+        )
+        yield Gateway(configuration=configuration, telemetry=telemetry, hub=hub, rest=rest, jwks=jwks)
+
+
+async def serve(
+    configuration: Configuration,
+    *,
+    announce: Callable[[Sequence[str]], None],
+    task_status: trio.TaskStatus[Sequence[str]] = trio.TASK_STATUS_IGNORED,
+    stop: trio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT (or ``stop``), then drain. Started with the URLs it listens on.
+
+    Raises ``StoreUnavailable``, and ``OSError`` when an address cannot be bound. A crash above the
+    bulkheads leaves as an exception.
+    """
+    telemetry = make_telemetry(configuration.settings)
+    with telemetry.route_standard_logging():
+        async with open_gateway(configuration, telemetry) as gateway:
+            listeners = await open_listeners(
+                configuration.binds, backlog=int(configuration.hypercorn.get("backlog", 4096))
+            )
+            front_door = _front_door(gateway)
+            async with trio.open_nursery() as root:
+                if gateway.jwks is not None:
+                    await root.start(gateway.jwks.run)
+                await root.start(gateway.hub.run)
+                serving = trio.Event()
+
+                async def serve_front_door() -> None:
+                    await front_door.serve(listeners)
+                    serving.set()
+
+                root.start_soon(serve_front_door)
+                urls = [_url(listener.socket.getsockname()) for listener in listeners]
+                telemetry.info("listening", urls=urls, version=configuration.settings.version)
+                announce(urls)
+                task_status.started(urls)
+                await _wait_for_stop(stop)
+                front_door.stop_accepting()
+                await gateway.hub.drain()
+                with trio.move_on_after(configuration.settings.drain_timeout):
+                    await serving.wait()
+                root.cancel_scope.cancel()
+            telemetry.info("stopped")
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The engine's bounds, from the settings."""
+    return Limits(
+        max_message_bytes=settings.max_message_bytes,
+        max_queued_messages=settings.max_queued_messages,
+        replay_events=settings.replay_events,
+        replay_bytes=settings.replay_bytes,
+        replay_total_bytes=settings.replay_total_bytes,
+        replay_retention=settings.replay_retention,
+        dedupe_window=settings.dedupe_window,
+        merge_bytes=settings.ws_merge_bytes,
+        unacked_bytes=settings.ws_unacked_bytes,
+        detach_grace=settings.detach_grace,
+        heartbeat_interval=settings.ws_heartbeat_interval,
+        pong_timeout=settings.ws_pong_timeout,
+        close_timeout=settings.ws_close_timeout,
+        send_timeout=settings.ws_send_timeout,
+        queue_timeout=settings.queue_timeout,
+        max_concurrent_turns=settings.max_concurrent_requests,
+        max_sockets=settings.max_sockets,
+        max_sessions=settings.max_sessions,
+        max_sockets_per_subject=settings.max_sockets_per_subject,
+        drain_timeout=settings.drain_timeout,
+    )
+
+
+async def _make_authenticator(
+    configuration: Configuration, telemetry: StructlogTelemetry, clock: Clock, stack: AsyncExitStack
+) -> tuple[Authenticator, JwksCache | None]:
+    settings = configuration.settings
+    if not settings.use_jwt_auth:
+        anonymous = configuration.anonymous_sockets
+        return InternalKeyAuthenticator(
+            settings.internal_api_key, telemetry, anonymous_sockets=anonymous
+        ), None
+    algorithms = frozenset(settings.jwt_algorithms)
+    http = await stack.enter_async_context(jwks_http_client())
+    jwks = JwksCache(
+        http,
+        settings.auth_service_url.rstrip("/") + "/.well-known/jwks.json",
+        telemetry,
+        algorithms=algorithms,
+        timing=JwksTiming(lifetime=settings.jwks_cache_lifetime),
+    )
+    rules = TokenRules(
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        algorithms=algorithms,
+        leeway=settings.jwt_leeway,
+    )
+    return TokenAuthenticator(settings.internal_api_key, jwks, rules, clock, telemetry), jwks
+
+
+def _front_door(gateway: Gateway) -> FrontDoor:
+    settings = gateway.configuration.settings
+    config = Config.from_mapping(dict(gateway.configuration.hypercorn))
+    return FrontDoor(
+        gateway.hub,
+        gateway.telemetry,
+        gateway.rest,
+        config,
+        FrontDoorLimits(rest_grace=settings.drain_timeout),
+        WebSocketSettings(
+            max_message_size=settings.max_message_bytes, close_timeout=settings.ws_close_timeout
+        ),
+    )
+
+
+async def _wait_for_stop(stop: trio.Event | None) -> None:
+    if stop is not None:
+        await stop.wait()
+        return
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            return
+
+
+def _url(address: object) -> str:
+    if isinstance(address, tuple):
+        host, port = address[0], address[1]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"unix:{address!s}"
