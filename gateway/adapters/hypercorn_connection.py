@@ -47,6 +47,9 @@ class CheckedStream(trio.abc.Stream):
 
     When a later request asks for a WebSocket, hypercorn is told that the connection ended, and ``upgrade``
     holds the head: the stream below is untouched and gives what follows it.
+
+    It has no ``send_eof``, and must not get one: hypercorn would wait in it before it closes, and Quart-Trio
+    cancels it right there, so that a connection with ``Connection: close`` would stay open for good.
     """
 
     def __init__(
@@ -222,9 +225,15 @@ class CheckedServer(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         """Pass on what the protocol says."""
-        await super().protocol_send(event)
-        if isinstance(event, Updated) and event.idle:
+        if not isinstance(event, Updated):
+            await super().protocol_send(event)
+            return
+        if event.idle:
             self._checked.end_request()
+        # It comes in the application's task, which Quart-Trio has cancelled by then; unshielded, the
+        # keep-alive timeout would never be armed again.
+        with trio.CancelScope(shield=True):
+            await super().protocol_send(event)
 
     async def _read_data(self) -> None:
         await super()._read_data()

@@ -13,6 +13,9 @@ import pytest
 import trio
 import trio.testing
 from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from quart import request
+from quart_trio import QuartTrio
 
 from gateway.adapters.front_door import FrontDoor, FrontDoorLimits
 from gateway.adapters.hypercorn_connection import HttpLimits
@@ -70,13 +73,14 @@ async def open_door(
     telemetry: RecordingTelemetry | None = None,
     limits: FrontDoorLimits | None = None,
     app: Callable[[Any, Any, Any], Awaitable[None]] = echo_app,
+    config: Config | None = None,
 ) -> AsyncIterator[tuple[FrontDoor, Callable[[], Awaitable[RawClient]]]]:
     """A front door on a loopback port, and how to connect to it; everything is cancelled at the end."""
     door = FrontDoor(
         gate or ScriptedGate(),
         telemetry or RecordingTelemetry(),
         app,
-        quiet_config(),
+        config or quiet_config(),
         limits or FrontDoorLimits(),
         WebSocketSettings(),
     )
@@ -434,3 +438,72 @@ async def test_a_connection_that_crashes_ends_alone() -> None:
         await other.send(GET)
         assert await read_response(other) == (200, b"/health ")
     assert telemetry.errors == ["websocket_crashed"]
+
+
+async def test_a_crash_in_hypercorn_costs_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception out of hypercorn's server is logged and counted; the port lives on."""
+    original = TCPServer._read_data
+    crashes = iter(range(1))
+
+    async def read_data(server: TCPServer) -> None:
+        if next(crashes, None) is not None:
+            raise UnicodeDecodeError("ascii", b"\xe9", 0, 1, "as from a header")
+        await original(server)
+
+    monkeypatch.setattr(TCPServer, "_read_data", read_data)
+    telemetry = RecordingTelemetry()
+    async with open_door(telemetry=telemetry) as (_, connect):
+        client = await connect()
+        await client.send(GET)
+        assert await client.read_to_end() == b""
+        other = await connect()
+        await other.send(GET)
+        assert await read_response(other) == (200, b"/health ")
+    assert telemetry.errors == ["front_door_crashed"]
+    assert telemetry.counts == {("gateway_bulkhead_catches_total", (("where", "front_door"),)): 1}
+
+
+async def test_a_quart_application_is_served_with_its_lifespan() -> None:
+    """Start-up runs before the first request, shutdown after the last; "Connection: close" is honoured."""
+    app = QuartTrio("test")
+    steps: list[str] = []
+    app.before_serving(lambda: steps.append("start"))
+    app.after_serving(lambda: steps.append("stop"))
+
+    @app.post("/sum")
+    async def total() -> str:
+        return str(sum((await request.get_json())["numbers"]))
+
+    door = FrontDoor(
+        ScriptedGate(), RecordingTelemetry(), app, quiet_config(), FrontDoorLimits(), WebSocketSettings()
+    )
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(door.serve, listeners))
+        assert steps == ["start"]
+        stream = await trio.open_tcp_stream("127.0.0.1", listeners[0].socket.getsockname()[1])
+        async with stream:
+            client = RawClient(stream)
+            body = b'{"numbers": [1, 2]}'
+            fields = b"Content-Type: application/json\r\nContent-Length: %d" % len(body)
+            for last in (b"", b"Connection: close\r\n"):
+                await client.send(b"POST /sum HTTP/1.1\r\nHost: a\r\n" + last + fields + b"\r\n\r\n" + body)
+                assert await read_response(client) == (200, b"3")
+            assert await client.read_to_end() == b""
+        door.stop_accepting()
+    assert steps == ["start", "stop"]
+
+
+async def test_an_idle_connection_is_closed_after_each_of_its_requests() -> None:
+    """The keep-alive timeout is armed again after a request to a Quart application."""
+    app = QuartTrio("test")
+    app.add_url_rule("/health", "health", lambda: "healthy")
+    config = quiet_config()
+    config.keep_alive_timeout = 0.1
+    async with open_door(app=app, config=config) as (_, connect):
+        client = await connect()
+        for _ in range(2):
+            await client.send(GET)
+            assert await read_response(client) == (200, b"healthy")
+        with trio.fail_after(2):
+            assert await client.read_to_end() == b""
