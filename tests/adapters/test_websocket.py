@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 import trio
+import trio.testing
 import websockets.sync.client
+from wsproto.events import AcceptConnection, Ping
 
-from gateway.adapters.guarded_wsproto import MAX_CONTROL_FRAMES_PER_SECOND, MAX_TINY_FRAGMENTS_PER_SECOND
-from gateway.adapters.websocket import WebSocketSettings
+from gateway.adapters.direct_stream import DirectStream
+from gateway.adapters.guarded_wsproto import (
+    MAX_CONTROL_FRAMES_PER_SECOND,
+    MAX_TINY_FRAGMENTS_PER_SECOND,
+    GuardedConnection,
+)
+from gateway.adapters.websocket import WebSocketServer, WebSocketSettings
 from gateway.core.errors import GatewayError, InsufficientScope, InvalidToken, NotAuthenticated, Overloaded
 from gateway.core.websocket_protocol import Dialect
-from gateway.ports import ClientConnection, ConnectionClosed
+from gateway.ports import Admission, ClientConnection, ConnectionClosed, UpgradeRequest
 from tests.adapters.socket_harness import (
     BINARY,
     CLOSE,
@@ -24,6 +32,7 @@ from tests.adapters.socket_harness import (
     ScriptedGate,
     client_frame,
     raw_client,
+    read_head_and_serve,
     upgrade_request,
     websocket_port,
 )
@@ -251,3 +260,71 @@ async def test_cancelling_the_server_says_goodbye() -> None:
     async with stream:
         assert await client.read_close() == 1001
     assert telemetry.errors == []
+
+
+async def test_an_admission_that_hangs_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    """Nobody waits longer for an upgrade than clients do: the stream is closed, nothing is served."""
+
+    class HangingGate(ScriptedGate):
+        async def admit(self, request: UpgradeRequest) -> Admission:
+            await trio.sleep_forever()
+            raise AssertionError
+
+    telemetry = RecordingTelemetry()
+    gate = HangingGate()
+    server = WebSocketServer(gate, telemetry, WebSocketSettings(admission_timeout=5))
+    near, far = trio.testing.memory_stream_pair()
+    await far.send_all(upgrade_request())
+    started = trio.current_time()
+    await read_head_and_serve(server, near)
+    assert trio.current_time() - started == 5
+    assert await far.receive_some() == b""
+    assert telemetry.events == [("warning", "upgrade_timed_out")]
+    assert gate.ended == []
+
+
+async def test_it_works_over_memory_streams() -> None:
+    """Everything of a socket's life, without a socket."""
+    server = WebSocketServer(ScriptedGate(), RecordingTelemetry(), WebSocketSettings())
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_head_and_serve, server, near)
+        client = RawClient(far)
+        await client.send(upgrade_request())
+        assert (await client.read_head()).startswith(b"HTTP/1.1 101 ")
+        await client.send(client_frame(TEXT, b"hi") + client_frame(PING, b"p") + client_frame(CLOSE))
+        frames = {await client.read_frame() for _ in range(3)}
+        assert frames == {(TEXT, b"hi"), (PONG, b"p"), (CLOSE, b"")}
+        assert await client.read_to_end() == b""
+
+
+async def test_a_message_in_tiny_pieces_costs_little_more_than_its_bytes() -> None:
+    """A megabyte that trickles in two bytes at a time is not kept as half a million objects."""
+    near, _far = trio.testing.memory_stream_pair()
+    protocol = GuardedConnection(DirectStream(near), 2**20)
+    protocol.receive_data(upgrade_request())
+    list(protocol.events())
+    protocol.send(AcceptConnection())
+    size = 2**14
+    protocol.receive_data(client_frame(BINARY, bytes(size))[:14])
+    assert list(protocol.events()) == []
+    tracemalloc.start()
+    for _ in range(size // 2 - 1):
+        protocol.receive_data(b"ab")
+        assert list(protocol.events()) == []
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2 * size
+
+
+async def test_control_frames_at_a_human_rate_are_no_flood(autojump_clock: trio.testing.MockClock) -> None:
+    """The count starts anew every second."""
+    near, _far = trio.testing.memory_stream_pair()
+    protocol = GuardedConnection(DirectStream(near), 2**20)
+    protocol.receive_data(upgrade_request())
+    list(protocol.events())
+    protocol.send(AcceptConnection())
+    for _ in range(5):
+        protocol.receive_data(client_frame(PING) * MAX_CONTROL_FRAMES_PER_SECOND)
+        assert [type(event) for event in protocol.events()] == [Ping] * MAX_CONTROL_FRAMES_PER_SECOND
+        await trio.sleep(1)
