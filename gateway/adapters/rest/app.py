@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from gateway.adapters.rest.routes import PROXY_ROUTES, ProxyRoute
 from gateway.adapters.rest.service import RestRequest, RestService
 from gateway.adapters.rest.upstream import AgentApi
 from gateway.core.codec import encode_json
-from gateway.core.errors import GatewayError, MessageTooLarge
+from gateway.core.errors import GatewayError, HandshakeRefused, MessageTooLarge
 from gateway.core.http_refusal import refusal_of
 from gateway.core.request_context import request_id, traceparent
 from gateway.ports import Authenticator, Clock, SessionStore, Telemetry
@@ -41,12 +42,32 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _HEALTH_PATHS = ("/health", "/api/v1/health")
 
 
+_MALFORMED = "gateway.malformed"
+_LINE_END = re.compile(rb"[\r\n\x00]")
+_VISIBLE = re.compile(rb"[\x21\x22\x24-\x7e]*")
+"""Visible ASCII without the fragment's #, which is no part of a request target (RFC 9112 section 3.2)."""
+
+
+def _is_harmless(name: bytes, value: bytes) -> bool:
+    return name.lower() != b"host" and not _LINE_END.search(value)
+
+
 class _RawPathQuart(QuartTrio):
-    """Finds routes by the path as it was sent: ``%2F`` never becomes a slash and ``%2e%2e`` no parent."""
+    """Finds routes by the path as it was sent: ``%2F`` never becomes a slash and ``%2e%2e`` no parent.
+
+    Quart decodes the query and looks at Host before any of its error handling is in place: a byte that is
+    not UTF-8, a host name with an empty or overlong label, or a line end that HTTP/2 let through leaves the
+    application as an exception. So Quart sees no Host, which nothing here needs, no field with a line end,
+    and no query but one of visible ASCII.
+    """
 
     async def asgi_app(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] in ("http", "websocket"):
+            scope = {**scope, "headers": [pair for pair in scope["headers"] if _is_harmless(*pair)]}
+            if not _VISIBLE.fullmatch(scope["query_string"]):
+                scope |= {"query_string": b"", _MALFORMED: True}
         if scope["type"] == "http" and scope.get("raw_path") is not None:
-            scope = {**scope, "path": scope["raw_path"].decode("latin-1") or "/"}
+            scope["path"] = scope["raw_path"].decode("latin-1") or "/"
         await super().asgi_app(scope, receive, send)
 
 
@@ -78,6 +99,7 @@ def create_app(
         agent,
         internal_key=settings.internal_api_key,
         max_concurrent=settings.max_concurrent_requests,
+        connect_timeout=settings.agent_connect_timeout,
         timeout=settings.request_timeout,
     )
     service = RestService(access, api, Readiness(check_ready), telemetry)
@@ -106,6 +128,8 @@ def _add_hooks(app: QuartTrio, access: Access, cors: Cors, telemetry: Telemetry)
             (request.scope.get("client") or ("",))[0],
         )
         g.request_id = request_id(g.head.header("x-request-id"), os.urandom(16))
+        if _MALFORMED in request.scope:
+            raise HandshakeRefused("The query holds characters that must be percent-encoded; encode them.")
         origin = g.head.header("origin")
         if request.path not in _HEALTH_PATHS:
             access.check_address(g.head)

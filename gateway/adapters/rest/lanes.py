@@ -89,7 +89,7 @@ async def _drop(lane: httpx.AsyncBaseTransport) -> None:
         await lane.aclose()
 
 
-def agent_client(agent_url: str, *, connect_timeout: float) -> httpx.AsyncClient:
+def agent_client(agent_url: str) -> httpx.AsyncClient:
     """The client of REST calls to the Agent Runtime; close it after use (it is a context manager).
 
     Proxies and credentials of this process's environment are not used, and redirects are not followed: the
@@ -109,7 +109,7 @@ def agent_client(agent_url: str, *, connect_timeout: float) -> httpx.AsyncClient
     return httpx.AsyncClient(
         base_url=agent_url,
         transport=LaneTransport(new_lane),
-        timeout=httpx.Timeout(None, connect=connect_timeout),
+        timeout=None,
         trust_env=False,
         follow_redirects=False,
     )

@@ -11,7 +11,7 @@ from gateway.adapters.rest.readiness import Readiness
 from gateway.adapters.rest.routes import ProxyRoute, Visibility
 from gateway.adapters.rest.upstream import FORWARDED_REQUEST_HEADERS, AgentAnswer, AgentApi, is_json
 from gateway.core.codec import decode_json, encode_json
-from gateway.core.errors import AgentProtocolError, HandshakeRefused, InvalidMessage
+from gateway.core.errors import AgentProtocolError, InvalidMessage
 from gateway.core.http_refusal import refusal_of
 from gateway.core.identity import SCOPE_ADMIN, SCOPE_READ, Identity
 from gateway.core.request_context import is_continued, is_tracestate, refuse_token_in_query, user_id_header
@@ -32,6 +32,7 @@ class RestRequest:
 
     head: RequestHead
     query: bytes
+    """Visible ASCII."""
     request_id: str
     traceparent: str
     read_body: Callable[[], Awaitable[bytes]] = field(repr=False)
@@ -53,7 +54,7 @@ class RestService:
         """
         session_id = None if segment is None else parse_session_id(segment)
         identity = await self._access.identify(request.head, route.scope)
-        query = _checked_query(request.query)
+        refuse_token_in_query(request.query.decode("ascii"))
         has_owner = session_id is None or await self._access.check_owner(identity, session_id)
         body, wanted = b"", None
         if route.visibility is Visibility.CREATES:
@@ -63,7 +64,7 @@ class RestService:
                 await self._access.check_owner(identity, wanted)
         path = route.path if session_id is None else route.path.replace("{session_id}", session_id)
         headers = _upstream_headers(request, identity, has_body=bool(body))
-        answer = await self._agent.call(route.method, path, query, headers, body)
+        answer = await self._agent.call(route.method, path, request.query, headers, body)
         if answer.status >= 300 or identity.sees_all:
             return answer
         if route.visibility is Visibility.CREATES:
@@ -100,17 +101,6 @@ class RestService:
             self._telemetry.warning("rest_created_session_unnamed", status=answer.status)
             return
         await self._access.claim(identity, session_id)
-
-
-def _checked_query(raw: bytes) -> bytes:
-    try:
-        query = raw.decode("ascii")
-    except UnicodeDecodeError:
-        query = "\x00"
-    if not all("\x21" <= letter <= "\x7e" for letter in query):
-        raise HandshakeRefused("The query holds characters that must be percent-encoded; encode them.")
-    refuse_token_in_query(query)
-    return raw
 
 
 def _wanted_session(head: RequestHead, body: bytes) -> str | None:

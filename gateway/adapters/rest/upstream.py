@@ -54,12 +54,20 @@ class AgentApi:
     """The Agent Runtime's REST side: at most ``max_concurrent`` calls at once, each within ``timeout``."""
 
     def __init__(
-        self, client: httpx.AsyncClient, *, internal_key: str, max_concurrent: int, timeout: float
+        self,
+        client: httpx.AsyncClient,
+        *,
+        internal_key: str,
+        max_concurrent: int,
+        connect_timeout: float,
+        timeout: float,
     ) -> None:
         self._client = client
         self._internal_key = internal_key
         self._limiter = trio.CapacityLimiter(max_concurrent)
         self._timeout = timeout
+        # The whole call is under one deadline; of its parts only connecting has a shorter one.
+        self._parts = httpx.Timeout(None, connect=connect_timeout)
 
     async def call(
         self, method: str, path: str, query: bytes, headers: Mapping[str, str], body: bytes
@@ -110,6 +118,7 @@ class AgentApi:
                 "accept-encoding": "identity",
             },
             content=body or None,
+            timeout=self._parts,
             # httpx normalizes URLs; the caller's query goes on byte for byte.
             extensions={"target": target},
         )

@@ -162,12 +162,15 @@ class Rest:
         body: bytes | str = b"",
         *,
         raw_path: str | None = None,
+        query: bytes | None = None,
         peer: str = "192.0.2.1",
     ) -> Response:
         """One request; ``raw_path`` is what stands on the wire when it is not ``path``."""
         scope: dict[str, Any] = {"client": (peer, 5)}
         if raw_path is not None:
             scope["raw_path"] = raw_path.encode()
+        if query is not None:
+            scope["query_string"] = query
         if body and "Content-Type" not in headers:
             headers = {**headers, "Content-Type": "application/json"}
         response: Response = await self.app.test_client().open(

@@ -93,7 +93,7 @@ async def _running(server: Server) -> AsyncIterator[tuple[str, trio.Nursery]]:
 
 
 def _api(client: httpx.AsyncClient, limit: int = 100) -> AgentApi:
-    return AgentApi(client, internal_key="k", max_concurrent=limit, timeout=10)
+    return AgentApi(client, internal_key="k", max_concurrent=limit, connect_timeout=5, timeout=10)
 
 
 async def _get(api: AgentApi) -> AgentAnswer:
@@ -121,7 +121,7 @@ def _open_files() -> int:
 async def test_a_connection_is_used_again() -> None:
     """Calls after each other share a connection."""
     server = Server()
-    async with _running(server) as (url, _), agent_client(url, connect_timeout=5) as client:
+    async with _running(server) as (url, _), agent_client(url) as client:
         for _ in range(5):
             assert (await _get(_api(client))).body == b"{}"
 
@@ -131,7 +131,7 @@ async def test_a_connection_is_used_again() -> None:
 async def test_calls_at_once_have_a_connection_each() -> None:
     """No call waits for another's connection."""
     server = Server(pause=0.01)
-    async with _running(server) as (url, _), agent_client(url, connect_timeout=5) as client:
+    async with _running(server) as (url, _), agent_client(url) as client:
         api = _api(client)
         async with trio.open_nursery() as nursery:
             for _ in range(5):
@@ -149,7 +149,7 @@ async def test_a_thousand_calls_cancelled_while_connecting_cost_nothing() -> Non
     for filler in fillers:
         filler.setblocking(False)
         filler.connect_ex(server.listener.getsockname())
-    async with agent_client(url, connect_timeout=5) as client:
+    async with agent_client(url) as client:
         api = _api(client, limit=10)
         before = _open_files()
 
@@ -168,7 +168,7 @@ async def test_a_thousand_calls_cancelled_while_connecting_cost_nothing() -> Non
 async def test_a_thousand_calls_cancelled_at_any_moment_cost_nothing() -> None:
     """Cancelled while connecting, before the head, within the body or between calls: nothing stays behind."""
     server = Server(pause=0.001)
-    async with _running(server) as (url, _), agent_client(url, connect_timeout=5) as client:
+    async with _running(server) as (url, _), agent_client(url) as client:
         api = _api(client, limit=10)
         before = _open_files()
 
@@ -207,7 +207,7 @@ async def test_a_call_cancelled_at_any_step_leaves_nothing(step: str) -> None:
     async def add_trace(request: httpx.Request) -> None:
         request.extensions["trace"] = trace
 
-    async with _running(server) as (url, _), agent_client(url, connect_timeout=5) as client:
+    async with _running(server) as (url, _), agent_client(url) as client:
         api = _api(client, limit=1)
         before = _open_files()
         client.event_hooks["request"] = [add_trace]
@@ -226,7 +226,7 @@ async def test_a_call_cancelled_at_any_step_leaves_nothing(step: str) -> None:
 async def test_cancelling_is_seen_by_the_agent() -> None:
     """A caller that goes away closes the connection that its call was on."""
     server = Server(pause=60)
-    async with _running(server) as (url, nursery), agent_client(url, connect_timeout=5) as client:
+    async with _running(server) as (url, nursery), agent_client(url) as client:
         with trio.CancelScope() as scope:
             nursery.start_soon(_cancel_once_open, server, scope)
             await _get(_api(client))
@@ -241,7 +241,7 @@ async def _cancel_once_open(server: Server, scope: trio.CancelScope) -> None:
 async def test_a_connection_that_the_agent_closes_between_calls_is_not_noticed() -> None:
     """A runtime that closes after each answer without saying so costs no call."""
     server = Server(close_after=True)
-    async with _running(server) as (url, _), agent_client(url, connect_timeout=5) as client:
+    async with _running(server) as (url, _), agent_client(url) as client:
         for _ in range(20):
             assert (await _get(_api(client))).status == 200
 
@@ -251,7 +251,7 @@ async def test_nobody_listening_is_unavailable() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        async with agent_client(url, connect_timeout=5) as client:
+        async with agent_client(url) as client:
             with pytest.raises(AgentUnavailable):
                 await _get(_api(client))
 
@@ -259,7 +259,7 @@ async def test_nobody_listening_is_unavailable() -> None:
 async def test_a_cut_answer_is_interrupted() -> None:
     """An answer that ends before its length is never passed on as if it were whole."""
     server = Server(ANSWER[:-1], close_after=True)
-    async with _running(server) as (url, _), agent_client(url, connect_timeout=5) as client:
+    async with _running(server) as (url, _), agent_client(url) as client:
         with pytest.raises(AgentStreamInterrupted):
             await _get(_api(client))
 
@@ -269,14 +269,14 @@ async def test_the_environments_proxy_is_not_used(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     server = Server()
-    async with _running(server) as (url, _), agent_client(url, connect_timeout=5) as client:
+    async with _running(server) as (url, _), agent_client(url) as client:
         assert (await _get(_api(client))).status == 200
 
 
 async def test_the_request_line_is_byte_exact() -> None:
     """The query goes out on the wire as it came in."""
     server = Server()
-    async with _running(server) as (url, _), agent_client(f"{url}/base", connect_timeout=5) as client:
+    async with _running(server) as (url, _), agent_client(f"{url}/base") as client:
         await _api(client).call("GET", "/sessions/a:b/history", b"q='%41|{}\"&&", {}, b"")
 
     assert server.heads[0].startswith(b"GET /base/sessions/a:b/history?q='%41|{}\"&& HTTP/1.1\r\n")
@@ -286,6 +286,6 @@ async def test_closing_the_client_closes_what_is_idle() -> None:
     """After the client is closed no connection is left."""
     server = Server()
     async with _running(server) as (url, _):
-        async with agent_client(url, connect_timeout=5) as client:
+        async with agent_client(url) as client:
             await _get(_api(client))
         await server.wait_for(lambda: not server.open_connections)
