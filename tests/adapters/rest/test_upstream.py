@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import httpx
 import pytest
 import trio
@@ -83,6 +85,28 @@ async def test_an_answer_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> 
     response = await Rest(lambda _: httpx.Response(200, json=["x" * 4_000])).get("/api/v1/agents")
 
     assert await _code(response) == "AGENT_PROTOCOL_ERROR"
+
+
+async def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit the connection is closed, though the runtime would go on sending."""
+    monkeypatch.setattr(upstream, "MAX_REST_ANSWER_BYTES", 1_000)
+    sent = 0
+
+    class Endless(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            nonlocal sent
+            while sent < 1_000_000:
+                sent += 100
+                yield b" " * 100
+                await trio.lowlevel.checkpoint()
+
+    head = {"Content-Type": "application/json"}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=head, stream=Endless()))
+    async with httpx.AsyncClient(base_url="http://agent:8001", transport=transport) as client:
+        response = await Rest(client=client).get("/api/v1/agents")
+
+    assert await _code(response) == "AGENT_PROTOCOL_ERROR"
+    assert sent == 1_100
 
 
 async def test_a_slow_answer_times_out(autojump_clock: MockClock) -> None:
