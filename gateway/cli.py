@@ -1,11 +1,61 @@
-"""Command line."""
-import os
+"""``gateway COMMAND``: understands the command line, runs the command, turns failures into exit codes."""
 
-import trio
+from __future__ import annotations
 
-from gateway.app import serve
-from gateway.config import load_configuration
-def main() -> int:
-    conf = load_configuration(os.environ, bind="127.0.0.1:8000")
-    trio.run(lambda: serve(conf, announce=lambda u: print(u, flush=True)))
-    return 0
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+import gateway
+from gateway.commands import agent, check_agent, check_config, dev_token, serve, version
+from gateway.commands.exit_codes import EXPLAINED, CommandFailed, ExitCode
+
+COMMANDS = (serve, agent, check_config, check_agent, dev_token, version)
+
+_DESCRIPTION = """\
+The piece between an AI-assisted IDE and its Agent Runtime: one WebSocket per session in,
+Server-Sent Events out, nothing lost, nothing repeated.
+"""
+_EPILOG = f"""\
+`gateway COMMAND --help` says more about a command and gives examples.
+
+{EXPLAINED}"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="gateway",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"gateway {gateway.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command (``sys.argv`` by default) and return its exit code.
+
+    Wrong usage and ``--help`` leave as ``SystemExit``, as argparse does it.
+    """
+    parsed = make_parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except CommandFailed as failed:
+        sys.stderr.write(f"gateway: {failed}\n")
+        return failed.code
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone: `gateway check-config | head -1`.
+        sys.stderr.close()
+        return ExitCode.OK
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.write("gateway: internal error; please report the traceback above\n")
+        return ExitCode.SOFTWARE

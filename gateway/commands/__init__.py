@@ -1,0 +1,1 @@
+"""The commands of ``gateway``, one per module: what it is asked for, what it does, how it exits."""

@@ -1,0 +1,80 @@
+"""``gateway serve``: the gateway itself."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import trio
+
+from gateway import app
+from gateway.commands.exit_codes import CommandFailed, ExitCode
+from gateway.commands.parsers import add_bind, add_command
+from gateway.commands.running import announce, expected_failure, read_configuration, run_until_stopped
+from gateway.config import Configuration
+from gateway.core.errors import StoreUnavailable
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "serve",
+        run,
+        summary="run the gateway",
+        description="""
+        Run the gateway: REST and WebSockets on one port, the Agent Runtime behind it.
+
+        Settings come from GATEWAY__* variables, a file .env in this folder, and hypercorn.toml;
+        `gateway check-config` shows them. It prints "Listening on http://..." once it does, logs to
+        standard error, and stops on Ctrl-C or SIGTERM: sockets are told to reconnect, running REST calls
+        are finished, what is left is stored. A second Ctrl-C does not wait for that.
+        """,
+        example="""
+        gateway agent &                                     # something to talk to, on port 8001
+        gateway serve                                       # on http://127.0.0.1:8000
+        GATEWAY__AGENT_URL=http://10.0.0.7:8001 gateway serve --bind 127.0.0.1:0
+        """,
+    )
+    add_bind(
+        parser,
+        default=None,
+        meaning="where to listen, instead of GATEWAY__BIND and hypercorn.toml (127.0.0.1:8000); "
+        "port 0 takes a free one",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    configuration = read_configuration(bind=arguments.bind)
+
+    async def work(stop: trio.Event) -> int:
+        await serve(configuration, stop)
+        return ExitCode.OK
+
+    return trio.run(run_until_stopped, work)
+
+
+async def serve(configuration: Configuration, stop: trio.Event) -> None:
+    """``app.serve``, with what prevents its start as ``CommandFailed``."""
+    listening = False
+
+    def listens(urls: Sequence[str]) -> None:
+        nonlocal listening
+        listening = True
+        announce(urls)
+
+    try:
+        await app.serve(configuration, announce=listens, stop=stop)
+    except Exception as error:
+        reason = expected_failure(error, (StoreUnavailable, OSError))
+        if reason is None or listening:
+            raise
+        raise CommandFailed(_explain(reason)) from None
+
+
+def _explain(reason: Exception) -> str:
+    if isinstance(reason, OSError):
+        text = reason.args[1] if len(reason.args) > 1 else str(reason)
+        return f"{text}. Free it, or choose another with --bind HOST:PORT (port 0 takes a free one)."
+    return str(reason)
