@@ -29,20 +29,27 @@ WHOLE = HEAD + chunk(b"abc") + END
 TIMEOUT = httpx.Timeout(connect=3, read=10, write=7, pool=None)
 
 
+class Kept(httpx.AsyncBaseTransport):
+    """Stands between a transport and a client, which would close it with itself."""
+
+    def __init__(self, transport: StreamingTransport) -> None:
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Hand on."""
+        return await self._transport.handle_async_request(request)
+
+
 @asynccontextmanager
 async def post(
     transport: StreamingTransport, url: str = "http://agent:80/x", timeout: httpx.Timeout = TIMEOUT
 ) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
     """POST through httpx; give the function that receives the body."""
-    async with httpx.AsyncClient(transport=transport, timeout=timeout) as client:
-        request = client.build_request("POST", url, content=b'{"a":1}', headers={"X-A": "b"})
-        response = await client.send(request, stream=True)
-        # The client closes the transport with itself; these tests look at it afterwards.
-        client._transport = httpx.MockTransport(lambda _: httpx.Response(200))
-        try:
-            yield response.extensions[RECEIVE_BODY]
-        finally:
-            await response.aclose()
+    async with (
+        httpx.AsyncClient(transport=Kept(transport), timeout=timeout) as client,
+        client.stream("POST", url, content=b'{"a":1}', headers={"X-A": "b"}) as response,
+    ):
+        yield response.extensions[RECEIVE_BODY]
 
 
 async def read_all(receive: Callable[[], Awaitable[bytes]]) -> bytes:
@@ -690,6 +697,41 @@ async def test_cancelling_at_any_wait_closes_the_connection(
             with trio.fail_after(0), pytest.raises(trio.BrokenResourceError):
                 await server.send_all(b"x")
         nursery.cancel_scope.cancel()
+
+
+class SlowToClose(trio.abc.ReceiveStream):
+    """A stream that says a long goodbye, as TLS may."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """A response that goes on."""
+        await trio.lowlevel.checkpoint()
+        return HEAD
+
+    async def aclose(self) -> None:
+        """Wait for something that does not come."""
+        try:
+            await trio.sleep(60)
+        finally:
+            self.is_closed = True
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_closing_never_waits(is_cancelled: bool, autojump_clock: trio.testing.MockClock) -> None:
+    """Whatever the stream would like to do at its end."""
+    arriving = SlowToClose()
+
+    async def connect(host: str, port: int) -> trio.abc.Stream:
+        return trio.StapledStream(trio.testing.MemorySendStream(), arriving)
+
+    transport = StreamingTransport(connect=connect)
+    with trio.CancelScope() as scope:
+        async with post(transport):
+            if is_cancelled:
+                scope.cancel()
+    assert (trio.current_time(), transport.open_connections, arriving.is_closed) == (0, 0, True)
 
 
 async def test_a_thousand_random_cancels_leave_nothing_open() -> None:
