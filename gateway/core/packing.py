@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from gateway.core.events import Event, EventKind
-from gateway.core.storage import QueuedMessage, SessionRecord
+from gateway.core.storage import QueuedMessage, SessionCommit, SessionRecord
 
 Value = TypeVar("Value")
 
@@ -95,6 +95,67 @@ def pack_message(message: QueuedMessage) -> bytes:
 def unpack_message(packed: bytes) -> QueuedMessage:
     """Read a queued message. Raises ``UnreadablePack``."""
     return _unpack(packed, QueuedMessage)
+
+
+class PackedCommit(NamedTuple):
+    """One ``SessionCommit`` with everything packed that a store keeps packed.
+
+    A NamedTuple because one is made per session and group commit.
+    """
+
+    session_id: str
+    first_seq: int
+    """0 without events."""
+    last_seq: int
+    trimmed_to: int
+    """0 when nothing is trimmed."""
+    last_event_id: str | None
+    events: bytes | None
+    more: SessionCommit | None
+    """The commit itself when it changes more than events, which is rare."""
+    record: bytes | None = None
+    queued: tuple[bytes, ...] = ()
+
+
+def pack_commit(commit: SessionCommit) -> PackedCommit:
+    """Pack a commit. Raises ``ValueError`` for events that are not consecutive and text that is not Unicode.
+
+    What this lets through can be stored, so that one session's bad commit is found before it is in one
+    transaction with others.
+    """
+    events, last_event_id = commit.events, commit.last_event_id
+    if last_event_id is not None:
+        last_event_id.encode()
+    first_seq, last_seq, packed = (
+        (events[0].seq, events[-1].seq, pack_events(events)) if events else (0, 0, None)
+    )
+    trimmed_to = commit.trimmed_to or 0
+    if not (
+        commit.record is not None
+        or commit.queued
+        or commit.dequeued
+        or commit.ledger
+        or commit.decisions
+        or commit.reset
+    ):
+        return PackedCommit(commit.session_id, first_seq, last_seq, trimmed_to, last_event_id, packed, None)
+    for text in commit.dequeued:
+        text.encode()
+    for entry in commit.ledger:
+        f"{entry.message_id}{entry.turn_id}".encode()
+    for decision in commit.decisions:
+        f"{decision.call_id}{decision.decision}".encode()
+    return PackedCommit(
+        commit.session_id,
+        first_seq,
+        last_seq,
+        trimmed_to,
+        last_event_id,
+        packed,
+        commit,
+        None if commit.record is None else pack_record(commit.record),
+        tuple(map(pack_message, commit.queued)),
+    )
 
 
 def _unpack(packed: bytes, kind: type[Value]) -> Value:

@@ -9,7 +9,7 @@ import trio
 from attrs import define, field
 
 from gateway.core.events import Event
-from gateway.core.packing import pack_events
+from gateway.core.packing import pack_commit
 from gateway.core.storage import (
     CommitRefused,
     Decision,
@@ -169,14 +169,12 @@ class MemoryStore(SessionStore):
 
 def _misfit(held: _Held, commit: SessionCommit) -> str | None:
     """Why this commit cannot be the session's next one, or None when it can."""
-    if commit.events:
-        due = 1 if commit.reset else held.last_seq + 1
-        if commit.events[0].seq != due:
-            return "its events do not follow the last one stored"
-        try:
-            pack_events(commit.events)
-        except ValueError:
-            return "its events are not consecutive"
+    if commit.events and commit.events[0].seq != (1 if commit.reset else held.last_seq + 1):
+        return "its events do not follow the last one stored"
+    try:
+        pack_commit(commit)
+    except ValueError:
+        return "it holds text that is not Unicode, or events that are not consecutive"
     return None
 
 

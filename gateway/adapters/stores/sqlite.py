@@ -15,8 +15,8 @@ import trio
 
 from gateway.adapters.stores.sqlite_connection import CALL_DEADLINE, SqliteConnection
 from gateway.adapters.stores.sqlite_recovery import StoreFile
-from gateway.adapters.stores.sqlite_tables import SessionTables, Step
-from gateway.core.packing import UnreadablePack, pack_events, pack_message, pack_record
+from gateway.adapters.stores.sqlite_tables import SessionTables
+from gateway.core.packing import PackedCommit, UnreadablePack, pack_commit
 from gateway.core.storage import CommitRefused, SessionCommit, StoredSession
 from gateway.ports import Clock, SessionStore, Telemetry
 
@@ -99,7 +99,7 @@ class SqliteStore(SessionStore):
         if refused:
             raise CommitRefused(refused)
 
-    def _steps(self, commits: Sequence[SessionCommit], refused: dict[str, str]) -> list[Step]:
+    def _steps(self, commits: Sequence[SessionCommit], refused: dict[str, str]) -> list[PackedCommit]:
         steps = []
         for commit in commits:
             session_id = commit.session_id
@@ -111,7 +111,7 @@ class SqliteStore(SessionStore):
                     continue
                 self._uncertain.remove(session_id)
             try:
-                steps.append(_step(commit))
+                steps.append(pack_commit(commit))
             except ValueError:
                 # Without the cause: it would quote the message.
                 refused[session_id] = "it holds text that is not Unicode, or events that are not consecutive"
@@ -196,30 +196,6 @@ class SqliteStore(SessionStore):
         for _ in range(_ROUNDS):
             if not await self._connection.run(step):
                 return
-
-
-def _step(commit: SessionCommit) -> Step:
-    """Pack a commit, on the event loop's side. Raises ``ValueError``."""
-    events = commit.events
-    is_more = (
-        commit.record is not None
-        or commit.queued
-        or commit.dequeued
-        or commit.ledger
-        or commit.decisions
-        or commit.reset
-    )
-    return Step(
-        commit.session_id,
-        events[0].seq if events else 0,
-        events[-1].seq if events else 0,
-        commit.trimmed_to or 0,
-        commit.last_event_id,
-        pack_events(events) if events else None,
-        commit if is_more else None,
-        None if commit.record is None else pack_record(commit.record),
-        tuple(map(pack_message, commit.queued)) if commit.queued else (),
-    )
 
 
 @asynccontextmanager

@@ -86,7 +86,10 @@ class EventJournal:
         self._db = db
         self._heads: dict[str, Head] = {}
         self._dirty: dict[int, Head] = {}
-        self._last_id: int = db.execute("SELECT ifnull(max(id), 0) FROM journal").get
+        self._last_id: int = db.execute(
+            "SELECT max(ifnull((SELECT max(id) FROM journal), 0),"
+            " ifnull((SELECT value FROM property WHERE name = 'journaled'), 0))"
+        ).get
         self._bytes = 0
         self._settling: list[Head] = []
         self._settling_to = 0
@@ -215,10 +218,13 @@ class EventJournal:
                     self._settle_head(head)
                 is_more = bool(self._settling)
                 if not is_more:
-                    # The newest row stays: ids go on from it.
+                    # Ids must go on from here after the journal was emptied, also when it is opened again.
+                    self._db.execute(
+                        "INSERT OR REPLACE INTO property VALUES ('journaled', ?)", (self._settling_to,)
+                    )
                     self._db.execute(
                         "DELETE FROM journal WHERE id IN"
-                        " (SELECT id FROM journal WHERE id < ? ORDER BY id LIMIT 1000)",
+                        " (SELECT id FROM journal WHERE id <= ? ORDER BY id LIMIT 1000)",
                         (self._settling_to,),
                     )
                     is_more = self._db.changes() == 1000

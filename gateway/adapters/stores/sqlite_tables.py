@@ -17,29 +17,12 @@ import apsw
 
 from gateway.adapters.stores.sqlite_journal import EventJournal, Head, Part
 from gateway.adapters.stores.sqlite_schema import SEQ_BITS, SEQ_MASK, transaction
-from gateway.core.packing import unpack_message, unpack_record
+from gateway.core.packing import PackedCommit, unpack_message, unpack_record
 from gateway.core.storage import Decision, LedgerEntry, SessionCommit, StoredSession, TurnState
 
 
 class Abandoned(Exception):
     """The caller stopped waiting before the transaction was complete; it was rolled back."""
-
-
-class Step(NamedTuple):
-    """One ``SessionCommit`` made ready for the thread: everything that can be packed is."""
-
-    session_id: str
-    first_seq: int
-    """0 without events."""
-    last_seq: int
-    trimmed_to: int
-    """0 when nothing is trimmed."""
-    last_event_id: str | None
-    events: bytes | None
-    more: SessionCommit | None
-    """The commit itself when it changes more than events, which is rare."""
-    record: bytes | None = None
-    queued: tuple[bytes, ...] = ()
 
 
 class _Group(NamedTuple):
@@ -70,7 +53,7 @@ class SessionTables:
 
     # ------------------------------------------------------------------ commit
 
-    def apply(self, steps: Sequence[Step], is_abandoned: Callable[[], bool]) -> dict[str, str]:
+    def apply(self, steps: Sequence[PackedCommit], is_abandoned: Callable[[], bool]) -> dict[str, str]:
         """Store all steps that fit, in one transaction. Returns why others were refused, by session id.
 
         Raises ``Abandoned``, and nothing is stored, when ``is_abandoned()`` by the time of the end.
@@ -96,7 +79,7 @@ class SessionTables:
         self.journal.applied(group.parts, group.begun)
         return group.refused
 
-    def _stage(self, step: Step, group: _Group) -> Head | None:
+    def _stage(self, step: PackedCommit, group: _Group) -> Head | None:
         """Put the step's events into the group if the step fits; None if it does not."""
         session_id = step.session_id
         if session_id in group.refused:
@@ -123,7 +106,7 @@ class SessionTables:
             )
         return head
 
-    def _change(self, step: Step, commit: SessionCommit, number: int) -> None:
+    def _change(self, step: PackedCommit, commit: SessionCommit, number: int) -> None:
         """Apply what a commit changes besides events."""
         db = self._db
         if commit.record is not None:
