@@ -63,7 +63,7 @@ class Settings:
     jwt_leeway: float = _var("30", seconds(0, 300), help="Clock difference allowed in exp, nbf and iat.")
     jwks_cache_lifetime: float = _var(
         "300",
-        seconds(30, 86_400),
+        seconds(60, 86_400),
         help="How long signing keys are used before they are fetched anew; a revoked one works no longer.",
     )
     allow_anonymous_ws: bool = _var(

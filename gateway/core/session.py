@@ -269,12 +269,12 @@ class Session:
         self._unsaved.trimmed_to = seq
 
     def renew_epoch(self) -> None:
-        """Begin a new epoch: what clients hold of the old one can no longer be trusted."""
+        """Begin a new epoch: clients may hold other events under the same seqs as the store does.
+
+        The events held stay as they are; no client can ask for them by the old epoch's seqs any more.
+        """
         self.epoch = self._new_id()
-        self.log = EventLog(last_seq=self.log.last_seq)
-        self._unsaved.saved_seq = self.log.last_seq
-        self._text_prefix = ""
-        self._unsaved.record = self._unsaved.reset = True
+        self._unsaved.record = True
 
     # ------------------------------------------------------------------ outputs
 

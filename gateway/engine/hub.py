@@ -261,8 +261,9 @@ class Hub:
                 else max(self._limits.detach_grace, self._limits.replay_retention),
                 was_stored=was_stored,
             )
-            self._sessions[session_id] = runner
             await self._nursery.start(self._run_session, runner)
+            # Only now: a message that came before the session's nursery would start no turn.
+            self._sessions[session_id] = runner
         finally:
             del self._loading[session_id]
             loaded.set()

@@ -50,6 +50,10 @@ class Attachment(Protocol):
         """Tell the client what became of a message of its own."""
         ...
 
+    def resynchronize(self, reason: str) -> None:
+        """What the client has may not be what it should have: send a v2 client a snapshot."""
+        ...
+
     def end(self, code: int, reason: str) -> None:
         """Close the socket soon: the session cannot go on with it."""
         ...
@@ -195,6 +199,8 @@ class SessionRunner:
         self._telemetry.warning("epoch_renewed", session_id=self.session_id, reason=reason)
         self.session.renew_epoch()
         self.changed()
+        for attachment in list(self._attachments):
+            attachment.resynchronize("epoch_changed")
 
     # ------------------------------------------------------------------ inputs
 

@@ -147,15 +147,14 @@ class SessionSocket:
         try:
             while not self._blocked:
                 behind = self.position < self._runner.visible_seq
-                if not behind and not self._control:
-                    self._replaying = self._lagging = False
-                    return
-                if behind and self._window_is_full():
+                if self._window_is_full():
                     self._lagging = True
                     self._wakeup.unpark_all()
-                    if not self._control:
-                        return
                     behind = False
+                elif not behind:
+                    self._replaying = self._lagging = False
+                if not behind and not self._control:
+                    return
                 payloads = self._take_events() if behind else []
                 if self._control:
                     payloads = self._control + payloads
@@ -229,6 +228,12 @@ class SessionSocket:
             self._wakeup.unpark_all()
             self.flush_nowait()
 
+    def resynchronize(self, reason: str) -> None:
+        """Send a v2 client a snapshot in place of whatever it has."""
+        if self.is_v2:
+            self._send_snapshot(reason)
+            self.flush_nowait()
+
     def end(self, code: int, reason: str) -> None:
         """Close the socket soon; the first call decides the code."""
         if self._closing is None:
@@ -274,7 +279,7 @@ class SessionSocket:
         return self._closing is not None
 
     def _window_is_full(self) -> bool:
-        if not self.is_v2 or self.position >= self._runner.visible_seq or self.position <= self.acked:
+        if not self.is_v2 or self.position <= self.acked:
             return False
         log = self._runner.session.log
         return log.bytes_after(self.acked) - log.bytes_after(self.position) >= self._limits.unacked_bytes

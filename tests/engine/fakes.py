@@ -347,6 +347,7 @@ class Bench:
 
     async def start(self) -> Bench:
         """Run the hub in the test's nursery."""
+        self.nursery.start_soon(_give_up)
         await self.nursery.start(self.hub.run)
         return self
 
@@ -366,6 +367,12 @@ class Bench:
         )
         self.nursery.start_soon(self.hub.serve, connection, admission)
         return connection
+
+
+async def _give_up() -> None:
+    """End a test that waits for what never comes: virtual hours are cheap, a hang is not."""
+    await trio.sleep(2 * 3600)
+    raise AssertionError("What the test waits for did not come within two virtual hours.")
 
 
 def user_message(text: str = "hi", **fields: object) -> dict[str, object]:

@@ -1,0 +1,161 @@
+"""Durable sessions over the engine: nothing shown before it is stored, nothing lost by a crash."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import trio
+import trio.testing
+
+from gateway.core.websocket_protocol import Dialect
+from gateway.ports import ResumePoint
+from tests.engine.fakes import Bench, DurableMemoryStore, FakeConnection, user_message
+
+V2 = Dialect.V2_JSON
+Mock = trio.testing.MockClock
+
+
+def seqs(socket: FakeConnection) -> list[int]:
+    """The seqs of everything received, in order."""
+    return [item["seq"] for item in socket.objects() if "seq" in item]
+
+
+async def test_nothing_is_shown_or_acked_before_the_store_has_it(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """With a commit of 1 s: the ack after one, the POST not before, tokens after one more."""
+    store = DurableMemoryStore()
+    bench = await Bench(nursery, store=store).start()
+    await store.claim("s", "anonymous", 0)
+    socket = bench.connect(dialect=V2)
+    await socket.wait_for("welcome")
+    await trio.sleep(5)
+    store.latency = 1.0
+    started = trio.current_time()
+    socket.say(user_message(id="m"))
+    await socket.wait_for("ack")
+    assert trio.current_time() - started == pytest.approx(1)
+    stream = await bench.agent.stream(0)
+    stream.token("a")
+    stream.token("b")
+    await socket.wait_for("assistant_message", 1)
+    assert trio.current_time() - started == pytest.approx(2)
+
+
+async def test_a_store_that_is_away_refuses_new_work_and_comes_back(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """STORE_UNAVAILABLE at once and retryable; after its return everything held back goes out in order."""
+    store = DurableMemoryStore()
+    bench = await Bench(nursery, store=store).start()
+    await store.claim("s", "anonymous", 0)
+    socket, old = bench.connect(dialect=V2), bench.connect()
+    socket.say(user_message(id="m1"))
+    stream = await bench.agent.stream(0)
+    await trio.sleep(1)
+    store.down = True
+    stream.token("a")
+    socket.say(user_message(id="m2"))
+    old.say(user_message())
+    nack = await socket.wait_for("nack")
+    error = await old.wait_for("error")
+    assert (nack["code"], nack["retryable"]) == ("STORE_UNAVAILABLE", True)
+    assert error["code"] in ("STORE_DELAYED", "STORE_UNAVAILABLE")
+    await trio.sleep(30)
+    assert "assistant_message" not in socket.types()
+    store.down = False
+    returned = trio.current_time()
+    await socket.wait_for("assistant_message")
+    assert trio.current_time() - returned <= 2
+    socket.say(user_message(id="m2"))
+    answer = await socket.wait_for("ack", 2)
+    assert answer["status"] in ("accepted", "duplicate")
+
+
+async def test_after_a_crash_queue_ledger_and_decisions_are_as_acked(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """The next process: outcome_unknown, the queued message runs, repeats are duplicates."""
+    store = DurableMemoryStore()
+    before = await Bench(nursery, store=store).start()
+    await store.claim("s", "anonymous", 0)
+    socket = before.connect(dialect=V2)
+    socket.say(user_message(id="m1"))
+    stream = await before.agent.stream(0)
+    stream.token("half")
+    await socket.wait_for("assistant_message")
+    socket.say(user_message("two", id="m2"))
+    await socket.wait_for("ack", 2)
+    epoch, seen = socket.objects()[0]["epoch"], max(seqs(socket))
+    store.down = True  # from here on the first process can change nothing any more
+    store = _copy(store)
+    after = await Bench(nursery, store=store).start()
+    second = await after.agent.stream(0)
+    assert b"two" in second.request.message
+    back = after.connect(dialect=V2, resume=ResumePoint(epoch, seen))
+    ended = await back.wait_for("turn_ended")
+    assert back.objects()[0]["resumed"] is True
+    assert ended["outcome"] == "outcome_unknown"
+    assert (await back.wait_for("error"))["code"] == "OUTCOME_UNKNOWN"
+    back.say(user_message(id="m1"))
+    assert (await back.wait_for("ack"))["status"] == "duplicate"
+
+
+async def test_a_resumable_turn_is_carried_on_after_a_crash(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """The next process asks the runtime to continue after the last stored event; the text is whole."""
+    store = DurableMemoryStore()
+    before = await Bench(nursery, store=store).start()
+    before.agent.resumable = True
+    await store.claim("s", "anonymous", 0)
+    socket = before.connect(dialect=V2)
+    socket.say(user_message(id="m1"))
+    stream = await before.agent.stream(0)
+    stream.token("a", event_id="1")
+    stream.token("b", event_id="2")
+    await socket.wait_for("assistant_message", 2)
+    epoch = socket.objects()[0]["epoch"]
+    store.down = True
+    after = Bench(nursery, store=_copy(store))
+    after.agent.resumable = True
+    await after.start()
+    carried = await after.agent.stream(0)
+    assert (carried.request.turn_id, carried.request.last_event_id) == (stream.request.turn_id, "2")
+    carried.token("c", final=True, event_id="3")
+    carried.done()
+    back = after.connect(dialect=V2, resume=ResumePoint(epoch, 2))
+    ended = await back.wait_for("turn_ended")
+    assert (ended["outcome"], back.text()) == ("completed", "bc")
+
+
+async def test_v1_after_a_crash_sees_no_token_twice_and_its_open_call_again(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """What had arrived is unknown for v1: whole events may repeat, tokens never."""
+    store = DurableMemoryStore()
+    before = await Bench(nursery, store=store).start()
+    await store.claim("s", "anonymous", 0)
+    socket = before.connect()
+    socket.say(user_message())
+    stream = await before.agent.stream(0)
+    stream.token("a")
+    stream.emit({"type": "tool_call", "call_id": "c", "tool_name": "t", "arguments": {}})
+    stream.done()
+    await socket.wait_for("tool_call")
+    await trio.sleep(1)
+    after = await Bench(nursery, store=_copy(store)).start()
+    back = after.connect()
+    await trio.testing.wait_all_tasks_blocked()
+    assert back.types() == ["tool_call"]
+
+
+def _copy(store: DurableMemoryStore) -> DurableMemoryStore:
+    """The store as the next process finds it."""
+
+    found = DurableMemoryStore()
+    found.__dict__.update(
+        copy.deepcopy({k: v for k, v in store.__dict__.items() if k not in ("down", "latency")})
+    )
+    return found
