@@ -22,7 +22,7 @@ FIRST_BACKOFF = 0.5
 """Seconds; doubled for each further attempt, and each drawn from 0 to that (full jitter)."""
 
 LONGEST_BACKOFF = 20.0
-LONGEST_RETRY_AFTER = 60.0
+LONGEST_RETRY_AFTER = 30.0
 """Seconds that a server's Retry-After may make a user wait."""
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})

@@ -11,12 +11,17 @@ from gateway.reference_agent.session import AuditRecord, SessionState
 from gateway.reference_agent.state import KEYED_TURNS_KEPT, RUNNING, STOPPED, Change, StateStore, TurnRecord
 
 AUDIT_KEPT = 10_000
+SESSIONS_KEPT = 1_000
 
 
 class MemoryState(StateStore):
-    """Keeps everything in dictionaries; the audit log is bounded to its newest 10 000 records."""
+    """Keeps everything in dictionaries.
 
-    def __init__(self) -> None:
+    Bounded: the audit log to its newest 10 000 records, sessions to the ``sessions_kept`` last changed.
+    """
+
+    def __init__(self, sessions_kept: int = SESSIONS_KEPT) -> None:
+        self._sessions_kept = sessions_kept
         self._sessions: dict[str, SessionState] = {}
         self._histories: dict[str, list[Entry]] = {}
         self._turns: dict[str, dict[str, TurnRecord]] = {}
@@ -72,7 +77,10 @@ class MemoryState(StateStore):
     async def commit(self, change: Change) -> None:
         """Apply the change without yielding, so that it is atomic; then let others run."""
         session_id = change.session.session_id
+        self._sessions.pop(session_id, None)
         self._sessions[session_id] = change.session
+        while len(self._sessions) > self._sessions_kept:
+            self._forget(next(iter(self._sessions)))
         self._histories.setdefault(session_id, []).extend(change.entries)
         self._audit.extend(change.audit)
         turns = self._turns.setdefault(session_id, {})
@@ -90,6 +98,11 @@ class MemoryState(StateStore):
         """Add events of the open step behind those the turn has."""
         self._add(turn, new_events)
         await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _forget(self, session_id: str) -> None:
+        del self._sessions[session_id]
+        self._histories.pop(session_id, None)
+        self._turns.pop(session_id, None)
 
     def _add(self, turn: TurnRecord, new_events: tuple[bytes, ...]) -> None:
         turns = self._turns.setdefault(turn.session_id, {})

@@ -4,6 +4,7 @@ import hmac
 import re
 from collections.abc import Mapping
 
+import orjson
 from quart import request
 from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
@@ -96,6 +97,8 @@ def create_app(runtime: Runtime, settings: AgentSettings) -> QuartTrio:
             )
         except IdempotencyConflictError:
             raise ProblemError(422, "This Idempotency-Key was used with another message.") from None
+        except orjson.JSONEncodeError:
+            raise ProblemError(422, "The message is nested too deeply.") from None
         except TurnGoneError:
             raise ProblemError(410, "The stream to be resumed is not known here any more.") from None
         if after > len(turn) + turn.finished:

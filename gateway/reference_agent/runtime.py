@@ -32,6 +32,8 @@ from gateway.reference_agent.turn import Turn
 MAX_STEPS = 12
 """Steps (answers of the brain) in one request, so that two agents cannot hand over to each other for ever."""
 
+INTERNAL_ERROR = "The agent failed. Try again."
+
 
 class IdempotencyConflictError(Exception):
     """The ``Idempotency-Key`` was used before, with another message."""
@@ -156,7 +158,7 @@ class Runtime:
                         await self._converse(turn, message, user_id, record)
                 except Exception:
                     self._log.exception("turn_failed", session_id=turn.session_id)
-                    turn.fail("INTERNAL_ERROR", "The agent failed. Try again.", retryable=True)
+                    turn.fail("INTERNAL_ERROR", INTERNAL_ERROR, retryable=True)
         finally:
             if self._holders.get(turn.session_id) is turn:
                 del self._holders[turn.session_id]
@@ -225,6 +227,11 @@ class Runtime:
                 conversation.count("errors")
                 conversation.audit("error", code=exc.code)
                 recorder.fail(events.error(exc.code, exc.message, retryable=exc.retryable))
+                recorder.answer_complete = True
+            except Exception:
+                self._log.exception("brain_failed", session_id=conversation.state.session_id)
+                conversation.audit("error", code="INTERNAL_ERROR")
+                recorder.fail(events.error("INTERNAL_ERROR", INTERNAL_ERROR, retryable=True))
                 recorder.answer_complete = True
             await recorder.settle(ends_turn=recorder.answer_complete)
             if recorder.answer_complete:

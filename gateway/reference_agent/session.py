@@ -42,6 +42,9 @@ class OpenCall:
     reason: str | None = None
     """Why the policy asks for approval."""
 
+    feedback: str | None = None
+    """What the user said when approving or editing."""
+
 
 @attrs.frozen
 class Switch:
@@ -112,7 +115,7 @@ class Conversation:
     def receive_user_message(self, message: UserMessage) -> Switch | None:
         """Take a message in; the returned switch, if any, is to be announced."""
         switch = None
-        if message.agent_type is not None:
+        if message.agent_type not in (None, self.state.agent):
             switch = self.choose_agent(message.agent_type, "Chosen with the message.")
         if message.role == "user":
             self._abandon_calls("The user sent a new message instead.")
@@ -188,7 +191,10 @@ class Conversation:
                     raise RefusedError("EDIT_NOT_ALLOWED", why_not, call_id=call.call_id)
             self._replace(
                 attrs.evolve(
-                    call, status=AWAITING_RESULT, arguments=call.arguments if arguments is None else arguments
+                    call,
+                    status=AWAITING_RESULT,
+                    arguments=call.arguments if arguments is None else arguments,
+                    feedback=message.feedback,
                 )
             )
         self.count({"approve": "approved", "edit": "edited", "reject": "rejected"}[message.decision])
@@ -273,6 +279,8 @@ class Conversation:
                     changed = orjson.dumps(call.arguments).decode()
                     content = f"(The user changed the arguments to {changed}.)\n{content}"
                 break
+        if call.feedback:
+            content = f"(The user said: {call.feedback})\n{content}"
         self._append_result(call.call_id, call.tool_name, content, is_error=is_error)
         self._replace(attrs.evolve(call, status=RESOLVED))
         if not self.waits_for_client:

@@ -87,6 +87,7 @@ class StepRecorder:
             self._finish_with_calls()
         else:
             self._conversation.say(self._text)
+            self._conversation.audit("answer_completed", characters=len(self._text))
             self._emit(events.final())
             self.answer_complete = True
         self._text = ""

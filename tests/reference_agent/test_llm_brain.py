@@ -138,7 +138,7 @@ async def test_chunks_cut_anywhere_are_understood() -> None:
     [
         ([Reply(status=429, headers={"Retry-After": "7"}), Reply(status=503)], 7 + 0.5 + 1.0),
         ([Reply(refuse=True), Reply(status=500), Reply(cut=True)], 0.5 + 1.0 + 2.0),
-        ([Reply(status=429, headers={"Retry-After": "9999"})], 60.5),
+        ([Reply(status=429, headers={"Retry-After": "9999"})], 30.5),
         ([Reply([chunk({"role": "assistant"})])], 0.5),
     ],
 )
