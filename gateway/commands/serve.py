@@ -70,10 +70,11 @@ async def serve(configuration: Configuration, stop: trio.Event) -> None:
         reason = expected_failure(error, (StoreUnavailable, OSError))
         if reason is None or listening:
             raise
-        raise CommandFailed(_explain(reason)) from None
+        raise CommandFailed(explain_start_failure(reason)) from None
 
 
-def _explain(reason: Exception) -> str:
+def explain_start_failure(reason: Exception) -> str:
+    """What prevented a start, and what to do."""
     if isinstance(reason, OSError):
         text = reason.args[1] if len(reason.args) > 1 else str(reason)
         return f"{text}. Free it, or choose another with --bind HOST:PORT (port 0 takes a free one)."
