@@ -12,6 +12,7 @@ non-zero status: a gateway whose hub is gone must not go on answering 200.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import secrets
@@ -30,7 +31,8 @@ from gateway.adapters.auth import InternalKeyAuthenticator, TokenAuthenticator
 from gateway.adapters.front_door import FrontDoor, FrontDoorLimits
 from gateway.adapters.jwks import JwksCache, JwksTiming, jwks_http_client
 from gateway.adapters.listeners import open_listeners
-from gateway.adapters.rest.app import create_app
+from gateway.adapters.rest import agent_client as rest_client
+from gateway.adapters.rest import create_app
 from gateway.adapters.sse_agent import SseAgentRuntime, agent_client
 from gateway.adapters.stores.open import open_session_store
 from gateway.adapters.streaming_transport import StreamingTransport
@@ -144,7 +146,7 @@ async def open_gateway(configuration: Configuration, telemetry: StructlogTelemet
             store=store,
             telemetry=telemetry,
             clock=clock,
-            agent=client,
+            agent=await stack.enter_async_context(rest_client(settings.agent_url)),
             render_metrics=telemetry.render,
             check_ready=check_ready,
         )
@@ -250,6 +252,8 @@ async def _make_authenticator(
 def _front_door(gateway: Gateway) -> FrontDoor:
     settings = gateway.configuration.settings
     config = Config.from_mapping(dict(gateway.configuration.hypercorn))
+    # A logger of ours, or hypercorn installs a handler of its own beside the gateway's log.
+    config.errorlog = logging.getLogger("hypercorn.error")
     return FrontDoor(
         gateway.hub,
         gateway.telemetry,

@@ -8,7 +8,16 @@ from collections.abc import Callable
 
 import trio
 
-from gateway.core.errors import Draining, GatewayError, Overloaded, StoreUnavailable
+from gateway.core.errors import (
+    Draining,
+    Forbidden,
+    GatewayError,
+    NotAuthenticated,
+    Overloaded,
+    RateLimited,
+    StoreUnavailable,
+)
+from gateway.core.identity import ANONYMOUS_SUBJECT
 from gateway.core.limits import Limits
 from gateway.core.rate_limit import RateLimiter
 from gateway.core.session import Session
@@ -149,10 +158,17 @@ class Hub:
             raise Draining("This node is restarting. Reconnect.", retry_after=1)
         if len(self._sockets) >= self._limits.max_sockets:
             raise Overloaded("The gateway holds as many sockets as it may. Try again later.", retry_after=5)
-        admission = await self._admissions.decide(request)
-        if self._sockets_of[admission.identity.subject] >= self._limits.max_sockets_per_subject and (
-            not admission.identity.sees_all
-        ):
+        try:
+            admission = await self._admissions.decide(request)
+        except RateLimited:
+            self._telemetry.count("gateway_rate_limited_total", what="upgrades")
+            raise
+        except (NotAuthenticated, Forbidden) as refusal:
+            self._telemetry.count("gateway_auth_refusals_total", code=refusal.code)
+            raise
+        identity = admission.identity
+        is_person = not identity.sees_all and identity.subject != ANONYMOUS_SUBJECT
+        if is_person and self._sockets_of[identity.subject] >= self._limits.max_sockets_per_subject:
             raise Overloaded("You hold as many sockets as you may. Close one first.", retry_after=5)
         return admission
 
