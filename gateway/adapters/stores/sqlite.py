@@ -13,13 +13,15 @@ from pathlib import Path
 
 import trio
 
-from gateway.adapters.stores.sqlite_connection import CALL_DEADLINE, SqliteConnection
+from gateway.adapters.stores.sqlite_connection import SqliteConnection
 from gateway.adapters.stores.sqlite_recovery import StoreFile
 from gateway.adapters.stores.sqlite_tables import SessionTables
 from gateway.core.packing import PackedCommit, UnreadablePack, pack_commit
 from gateway.core.storage import CommitRefused, SessionCommit, StoredSession
 from gateway.ports import Clock, SessionStore, Telemetry
 
+CALL_DEADLINE = 10.0
+"""Seconds after which a call gives up on the disk. A healthy commit takes well under a millisecond."""
 CHECK_DEADLINE = 1.0
 """Seconds: the port's promise for ``check``."""
 _SETTLE_INTERVAL = 5.0
@@ -51,7 +53,7 @@ class _Attempt:
 class SqliteStore(SessionStore):
     """See ``ports.SessionStore``; get one from ``open_sqlite_store``.
 
-    Every call ends within ``CALL_DEADLINE``. A ``commit`` that has begun is not cancelled: it completes and
+    Every call ends within ``call_deadline``. A ``commit`` that has begun is not cancelled: it completes and
     returns, and the cancellation strikes at the caller's next checkpoint. When the disk is so stuck that a
     commit runs into the deadline, nobody can say whether it will still happen; then the sessions in it take
     only a ``reset`` (others are refused) until they have been loaded again.
@@ -86,7 +88,9 @@ class SqliteStore(SessionStore):
         if steps:
             attempt = _Attempt()
             # Without the shield the caller would not learn whether the commit happened.
-            deadline = trio.CancelScope(deadline=trio.current_time() + CALL_DEADLINE, shield=True)
+            deadline = trio.CancelScope(
+                deadline=trio.current_time() + self._connection.call_deadline, shield=True
+            )
             with deadline:
                 refused |= await self._connection.run_unbounded(
                     lambda tables: tables.apply(steps, attempt.is_abandoned)
@@ -95,6 +99,7 @@ class SqliteStore(SessionStore):
                 attempt.abandoned = True
                 self._uncertain.update(step.session_id for step in steps)
                 raise self._connection.unavailable(TimeoutError())
+            self._connection.written()
             self._commits_to_checkpoint += 1
         if refused:
             raise CommitRefused(refused)
@@ -163,6 +168,7 @@ class SqliteStore(SessionStore):
     async def check(self) -> None:
         """Write one cell. Raises ``StoreUnavailable`` within 1 s."""
         await self._connection.run(lambda tables: tables.touch(), CHECK_DEADLINE)
+        self._connection.written()
 
     # ------------------------------------------------------------------ housekeeping
 
@@ -182,9 +188,7 @@ class SqliteStore(SessionStore):
         await self._repeat(lambda tables: tables.vacuum_some(_STEP_PAGES))
         self._held_bytes = await run(lambda tables: tables.held_bytes())
         waited = abs(now - self._checkpointed_at)
-        if self._commits_to_checkpoint >= _CHECKPOINT_COMMITS or (
-            self._commits_to_checkpoint and waited >= _CHECKPOINT_INTERVAL
-        ):
+        if self._commits_to_checkpoint >= _CHECKPOINT_COMMITS or waited >= _CHECKPOINT_INTERVAL:
             self._commits_to_checkpoint = 0
             self._checkpointed_at = now
             await self._connection.checkpoint()
@@ -206,18 +210,26 @@ async def open_sqlite_store(
     dedupe_window: float,
     clock: Clock,
     telemetry: Telemetry,
+    call_deadline: float = CALL_DEADLINE,
     new_token: Callable[[], str] = lambda: secrets.token_hex(8),
 ) -> AsyncIterator[SqliteStore]:
     """Open the store in the file at ``path``, created with its directory if missing.
 
     ``full_sync``: whether a commit waits for the disk (``STORE_SYNC=full``). ``dedupe_window``: seconds that
-    the idempotency ledger reaches back. ``new_token`` makes epochs for sessions whose past is in doubt.
+    the idempotency ledger reaches back. ``call_deadline``: seconds that a call waits for the disk.
+    ``new_token`` makes epochs for sessions whose past is in doubt.
 
     Raises ``StoreUnavailable`` when the file is in use by another gateway, of a newer version, not ours, or
     cannot be written. Leaving the block closes the file, cancelled or not.
     """
     file = StoreFile(path, full_sync=full_sync, new_token=new_token, clock=clock, telemetry=telemetry)
-    connection = SqliteConnection(file, full_sync=full_sync, dedupe_window=dedupe_window, telemetry=telemetry)
+    connection = SqliteConnection(
+        file,
+        full_sync=full_sync,
+        dedupe_window=dedupe_window,
+        call_deadline=call_deadline,
+        telemetry=telemetry,
+    )
     try:
         await connection.start()
         yield SqliteStore(connection, clock=clock, telemetry=telemetry)

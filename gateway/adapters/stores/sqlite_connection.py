@@ -24,8 +24,6 @@ from gateway.ports import Telemetry
 
 Result = TypeVar("Result")
 
-CALL_DEADLINE = 10.0
-"""Seconds after which a call gives up on the disk. A healthy commit takes well under a millisecond."""
 _REOPEN_INTERVAL = 1.0
 """Seconds between attempts to open a file that could not be opened while running."""
 _LOG_PAGES = 8_192
@@ -52,8 +50,15 @@ class SqliteConnection:
     """One writing connection in one worker thread, and one that only copies the log back (``checkpoint``)."""
 
     def __init__(
-        self, file: StoreFile, *, full_sync: bool, dedupe_window: float, telemetry: Telemetry
+        self,
+        file: StoreFile,
+        *,
+        full_sync: bool,
+        dedupe_window: float,
+        call_deadline: float,
+        telemetry: Telemetry,
     ) -> None:
+        self.call_deadline = call_deadline
         self._file = file
         self._full_sync = full_sync
         self._dedupe_window = dedupe_window
@@ -65,12 +70,12 @@ class SqliteConnection:
 
     # ------------------------------------------------------------------ calls
 
-    async def run(self, call: Callable[[SessionTables], Result], seconds: float = CALL_DEADLINE) -> Result:
+    async def run(self, call: Callable[[SessionTables], Result], seconds: float | None = None) -> Result:
         """Run ``call`` in the worker thread. Raises ``StoreUnavailable`` when it fails or takes too long.
 
         Cancelled, or too slow, the call may be ended at any step, or still happen.
         """
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(self.call_deadline if seconds is None else seconds):
             return await self.run_unbounded(call)
         raise self.unavailable(TimeoutError())
 
@@ -78,7 +83,7 @@ class SqliteConnection:
         """``run`` without a deadline of its own. Raises ``StoreUnavailable`` for whatever SQLite raises."""
         current = self._open or await self._reopen()
         try:
-            result = cast("Result", await current.connection.async_run(call, current.tables))
+            return cast("Result", await current.connection.async_run(call, current.tables))
         except CORRUPT as error:
             with trio.CancelScope(shield=True):
                 await self._start_over(current, error)
@@ -87,13 +92,15 @@ class SqliteConnection:
             ) from error
         except (apsw.Error, trio.TooSlowError) as error:
             raise self.unavailable(error) from error
+
+    def written(self) -> None:
+        """Take note that something could be written. A read proves nothing: it works on a full disk too."""
         if self._failing:
             self._failing = False
             self._telemetry.info("store_recovered")
-        return result
 
     def unavailable(self, error: Exception) -> StoreUnavailable:
-        """The error to raise for what went wrong; logged when it is the first after things went well."""
+        """The error to raise for what went wrong; logged when it is the first since something was written."""
         if not self._failing:
             # Once, not per call: a store that fails is asked thousands of times a second.
             self._failing = True
@@ -119,7 +126,7 @@ class SqliteConnection:
         if current is None:
             return
         try:
-            with trio.move_on_after(CALL_DEADLINE):
+            with trio.move_on_after(self.call_deadline):
                 pages, copied = await current.checkpointer.wal_checkpoint()
                 # Under steady writing the log never comes to be copied whole, so it would grow for ever.
                 # The bulk of it is copied now; the rest is little enough to do it between two commits.
@@ -188,6 +195,8 @@ class SqliteConnection:
             connection = await apsw.Connection.as_async(path, statementcachesize=200)
             try:
                 checkpointer = await apsw.Connection.as_async(path)
+                # Until it has read from the file it does not know of the log, and would copy nothing.
+                await checkpointer.pragma("user_version")
             except apsw.Error as error:
                 await connection.aclose()
                 raise self.unavailable(error) from error

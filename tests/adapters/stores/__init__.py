@@ -1,0 +1,1 @@
+"""Tests of the session stores, beyond what every store has to pass."""
