@@ -353,7 +353,8 @@ async def test_stopping_lets_requests_finish_and_takes_no_new_ones() -> None:
         await busy.send(GET.replace(b"/health", b"/slow"))
         await trio.testing.wait_all_tasks_blocked(0.05)
         door.stop_accepting()
-        assert await idle.read_to_end() == b""
+        with trio.fail_after(1):
+            assert await idle.read_to_end() == b""
         with pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream("127.0.0.1", port)
         assert await read_response(busy) == (200, b"/slow ")

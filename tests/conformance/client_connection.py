@@ -198,6 +198,26 @@ class ClientConnectionContract(ABC):
             assert await client.read_close() == 1001
             await connection.close(1000)
 
+    async def test_a_peer_that_leaves_cancels_nothing(self) -> None:
+        """``serve`` learns it from ConnectionClosed and finishes its work; it is not cancelled."""
+        steps: list[str] = []
+        finished = trio.Event()
+
+        async def serve(connection: ClientConnection) -> None:
+            try:
+                with suppress(ConnectionClosed):
+                    await connection.receive()
+                steps.append("closed")
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                steps.append("stored")
+            finally:
+                finished.set()
+
+        async with self.connected(serve) as client:
+            await client.stream.aclose()
+            await finished.wait()
+        assert steps == ["closed", "stored"]
+
     async def test_a_lost_connection_reads_as_1006_and_unsent_stays_readable(self) -> None:
         """After a reset the engine still learns what cannot have arrived."""
         async with self.handed_over() as (connection, client):
