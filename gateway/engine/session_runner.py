@@ -221,10 +221,9 @@ class SessionRunner:
         if self._group_commit is not None:
             self._group_commit.mark(self)
             return
-        self.session.take_commit()
-        self._in_flight_seq = self.session.log.last_seq
         if self._deferred:
-            self._in_flight, self._deferred = self._deferred, []
+            self.take_commit()
+        self._in_flight_seq = self.session.log.last_seq
         self.stored()
 
     def _perform(self, origin: Attachment | None, effects: list[Effect]) -> None:

@@ -6,7 +6,7 @@ import random
 
 import trio
 
-from gateway.core.agent_events import AgentEvent, TurnDone, interpret
+from gateway.core.agent_events import AgentEvent, Skipped, TurnDone, interpret
 from gateway.core.effects import StartTurn
 from gateway.core.errors import (
     AgentFailure,
@@ -17,6 +17,7 @@ from gateway.core.errors import (
     Overloaded,
 )
 from gateway.core.limits import Limits
+from gateway.core.sse import ServerSentEvent
 from gateway.core.turn_states import Outcome
 from gateway.engine.session_runner import SessionRunner
 from gateway.ports import AgentRuntime, AgentStream, Telemetry, TurnRequest
@@ -26,6 +27,8 @@ MAX_RESUMES = 8
 RESUME_DELAY = 0.1
 """Seconds before the first resume; doubles, with full jitter, up to ``RESUME_DELAY_MAX``."""
 RESUME_DELAY_MAX = 3.0
+EVENTS_PER_COUNT = 64
+"""Events are counted in such lots: one count costs 0.6 µs, a fifteenth of what the engine spends on a token."""
 
 
 class TurnRunner:
@@ -122,32 +125,44 @@ class TurnRunner:
         self, runner: SessionRunner, turn_id: str, stream: AgentStream, progress: _Progress, posted: float
     ) -> None:
         session, telemetry = runner.session, self._telemetry
-        while batch := await stream.receive():
-            if posted:
-                telemetry.observe("gateway_first_event_seconds", trio.current_time() - posted)
-                posted = 0.0
-            for sse in batch:
-                event = interpret(sse)
-                if isinstance(event, AgentEvent):
-                    session.agent_event(turn_id, event, sse.event_id if progress.resumable else None)
-                elif isinstance(event, TurnDone):
-                    runner.changed()
-                    return
-                else:
-                    telemetry.count("gateway_agent_events_skipped_total", reason=event.reason)
-                    telemetry.warning(
-                        "agent_event_skipped",
-                        session_id=runner.session_id,
-                        turn_id=turn_id,
-                        reason=event.reason,
-                        size=len(sse.data),
-                    )
-            progress.last_event_id = batch[-1].event_id
-            progress.resumes = 0
-            runner.changed()
-            telemetry.count("gateway_events_total", len(batch))
-            if not runner.has_room():
-                await runner.wait_room()
+        carried = 0
+        try:
+            while batch := await stream.receive():
+                if posted:
+                    telemetry.observe("gateway_first_event_seconds", trio.current_time() - posted)
+                    posted = 0.0
+                for sse in batch:
+                    event = interpret(sse)
+                    if isinstance(event, AgentEvent):
+                        session.agent_event(turn_id, event, sse.event_id if progress.resumable else None)
+                    elif isinstance(event, TurnDone):
+                        runner.changed()
+                        return
+                    else:
+                        self._note_skipped(runner, turn_id, event, sse)
+                progress.last_event_id = batch[-1].event_id
+                progress.resumes = 0
+                runner.changed()
+                carried += len(batch)
+                if carried >= EVENTS_PER_COUNT:
+                    telemetry.count("gateway_events_total", carried)
+                    carried = 0
+                if not runner.has_room():
+                    await runner.wait_room()
+        finally:
+            telemetry.count("gateway_events_total", carried)
+
+    def _note_skipped(
+        self, runner: SessionRunner, turn_id: str, skipped: Skipped, sse: ServerSentEvent
+    ) -> None:
+        self._telemetry.count("gateway_agent_events_skipped_total", reason=skipped.reason)
+        self._telemetry.warning(
+            "agent_event_skipped",
+            session_id=runner.session_id,
+            turn_id=turn_id,
+            reason=skipped.reason,
+            size=len(sse.data),
+        )
 
 
 class _Progress:
