@@ -66,6 +66,13 @@ def create_app(runtime: Runtime, settings: AgentSettings) -> QuartTrio:
             return None
         return json_response({"detail": "X-Internal-Auth is missing or wrong."}, 401)
 
+    @app.after_request
+    async def close_after_refusal(response: TrioResponse) -> TrioResponse:
+        # Its body may not have been read: hypercorn then closes the connection, and the client must know.
+        if request.method == "POST" and response.status_code >= 400:
+            response.headers["Connection"] = "close"
+        return response
+
     @app.errorhandler(ProblemError)
     async def problem(error: ProblemError) -> TrioResponse:
         return json_response({"detail": error.detail}, error.status)

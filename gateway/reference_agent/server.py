@@ -9,6 +9,7 @@ from typing import Any, cast
 import structlog
 import trio
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
@@ -34,7 +35,11 @@ KEEP_ALIVE = 75.0
 
 
 class ClientStream:
-    """A socket with what hypercorn asks of a stream, with a deadline on writing and an immediate close."""
+    """A socket with what hypercorn asks of a stream, with a deadline on writing and an immediate close.
+
+    It has no ``send_eof``, which hypercorn does without: it would wait there before it closes, and be
+    cancelled by Quart-Trio at that very point, so that a connection to be closed would stay open for good.
+    """
 
     def __init__(self, stream: trio.SocketStream, send_deadline: float) -> None:
         self.socket = stream.socket
@@ -54,10 +59,6 @@ class ClientStream:
         """See `trio.abc.ReceiveStream`."""
         return await self._stream.receive_some(max_bytes)
 
-    async def send_eof(self) -> None:
-        """See `trio.abc.HalfCloseableStream`."""
-        await self._stream.send_eof()
-
     async def aclose(self) -> None:
         """Close; never blocks for long."""
         await self._stream.aclose()
@@ -65,6 +66,16 @@ class ClientStream:
     def abort(self) -> None:
         """Close at once, waking whoever reads or writes."""
         self.socket.close()
+
+
+class ConnectionServer(TCPServer):
+    """hypercorn's server of one connection, with its keep-alive timeout armed after each request."""
+
+    async def protocol_send(self, event: Event) -> None:
+        """Pass on what the protocol says."""
+        # "Idle" comes in the application's task, which Quart-Trio has cancelled by then.
+        with trio.CancelScope(shield=isinstance(event, Updated)):
+            await super().protocol_send(event)
 
 
 class HttpServer:
@@ -101,7 +112,7 @@ class HttpServer:
         try:
             state = cast(ConnectionState, {})
             # hypercorn's type names SSLStream, but it only uses `socket` and what every stream has.
-            await TCPServer(self._app, self._config, self._context, state, cast(Any, stream)).run()
+            await ConnectionServer(self._app, self._config, self._context, state, cast(Any, stream)).run()
         except* Exception as group:
             # Some malformed requests raise out of hypercorn and would otherwise end the process.
             self._log.warning("connection_failed", error=repr(group.exceptions[0]))
@@ -167,10 +178,10 @@ async def serve_agent(
             task_status.started(f"http://{name}:{listeners[0].socket.getsockname()[1]}")
 
 
-def hypercorn_config() -> Config:
+def hypercorn_config(keep_alive: float = KEEP_ALIVE) -> Config:
     """How hypercorn speaks HTTP here; it binds nothing itself."""
     config = Config()
-    config.keep_alive_timeout = KEEP_ALIVE
+    config.keep_alive_timeout = keep_alive
     config.include_server_header = False
     config.errorlog = logging.getLogger("hypercorn.error")
     return config

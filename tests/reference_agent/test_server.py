@@ -7,6 +7,11 @@ import pytest
 import trio
 from hypercorn.utils import wrap_app
 
+from gateway.reference_agent.approvals import load_policy
+from gateway.reference_agent.memory_state import MemoryState
+from gateway.reference_agent.routes import create_app
+from gateway.reference_agent.runtime import Runtime
+from gateway.reference_agent.scripted_brain import ScriptedBrain
 from gateway.reference_agent.server import HttpServer, hypercorn_config, serve_agent, split_bind
 from gateway.reference_agent.settings import AgentSettings
 
@@ -116,6 +121,39 @@ async def test_a_stalled_reader_holds_up_neither_the_end_nor_its_connection(ends
                     await trio.sleep(1)
                     assert server.connections == 0
                 nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("path", ["/health", "/no/such/route", "/agent/message/stream"])
+async def test_a_connection_to_be_closed_is_closed(client: AgentClient, path: str) -> None:
+    """`Connection: close` and HTTP/1.0, which nginx speaks by default, end with the answer."""
+    body = b'{"session_id":"s1","message":{"type":"user_message","content":"help"}}'
+    method = b"POST" if "stream" in path else b"GET"
+    for version, more in ((b"1.1", b"Connection: close\r\n"), (b"1.0", b"")):
+        head = b"%b %b HTTP/%b\r\nHost: a\r\nContent-Length: %d\r\n%b\r\n"
+        url = client.http.base_url
+        async with await trio.open_tcp_stream(url.host, url.port or 80) as stream:
+            await stream.send_all(head % (method, path.encode(), version, len(body), more) + body)
+            with trio.fail_after(2):
+                received = b"".join([chunk async for chunk in stream])
+        assert received.startswith(b"HTTP/1.1 ")
+
+
+async def test_an_idle_connection_is_closed_in_time() -> None:
+    """Also after its first request, and after a stream."""
+    settings = AgentSettings(token_delay=0.0)
+    async with trio.open_nursery() as nursery:
+        brain = ScriptedBrain(0.0)
+        runtime = Runtime(settings, brain, load_policy(None), MemoryState(), nursery)
+        app = wrap_app(create_app(runtime, settings), 1, "asgi")
+        server = HttpServer(app, hypercorn_config(keep_alive=0.2))
+        listeners = list(await trio.open_tcp_listeners(0, host="127.0.0.1"))
+        await nursery.start(server.serve, listeners)
+        async with await trio.open_tcp_stream(*listeners[0].socket.getsockname()) as stream:
+            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            with trio.fail_after(2):
+                received = b"".join([chunk async for chunk in stream])
+        assert b"healthy" in received
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_internal_key_guards_everything_but_health(run_agent: RunAgent) -> None:

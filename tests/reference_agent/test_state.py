@@ -144,13 +144,8 @@ async def test_memory_forgets_the_sessions_changed_longest_ago() -> None:
     """With their histories and turns: a demo left running does not grow for ever."""
     store = MemoryState(sessions_kept=2)
     for name in ("s1", "s2", "s1", "s3"):
-        await store.commit(
-            Change(
-                SessionState(name, AT, AT),
-                (Entry("user", "x", AT),),
-                turn=TurnRecord(name, "k", "d", RUNNING),
-            )
-        )
+        record = TurnRecord(name, "k", "d", RUNNING)
+        await store.commit(Change(SessionState(name, AT, AT), (Entry("user", "x", AT),), turn=record))
     assert [await store.session(name) is not None for name in ("s1", "s2", "s3")] == [True, False, True]
     assert (await store.history("s2"), await store.turn("s2", "k")) == ([], None)
     assert len(await store.history("s1")) == 2
