@@ -100,6 +100,22 @@ def encode_json(value: Mapping[str, object] | list[object]) -> bytes:
         return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+def decode_event_frame(data: bytes | str) -> list[dict[str, object]]:
+    """Decode a frame of the gateway's: an object or an array of them, JSON as text or MessagePack as bytes.
+
+    For clients, and laxer than what guards the way in: an Agent Runtime's events come through with their own
+    bytes, so they may nest deeper than ours and repeat keys. Raises ``InvalidMessage``.
+    """
+    try:
+        value = orjson.loads(data) if isinstance(data, str) else msgspec.msgpack.decode(data)
+    except (orjson.JSONDecodeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidMessage(f"The gateway sent what cannot be decoded: {_first_line(error)}.") from None
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, dict) for item in items):
+        raise InvalidMessage("The gateway sent a frame that is neither an object nor an array of objects.")
+    return items
+
+
 def replace_field(data: bytes, name: str, value: str) -> bytes:
     """The JSON object ``data`` with its top-level field ``name`` set to ``value``.
 
