@@ -73,7 +73,7 @@ class EventLog:
         return self._total - self._ends[seq - self.first_seq + self._skipped]
 
     def bytes_between(self, after: int, upto: int) -> int:
-        """How much memory the events ``after < seq <= upto`` need, in bytes; both are ``last_seq`` at most."""
+        """How much memory the events ``after < seq <= upto`` need, in bytes; ``upto <= last_seq``."""
         start = self.first_seq - 1
         base = start - self._skipped
         begin = self._ends[after - base - 1] if after > start else self._trimmed

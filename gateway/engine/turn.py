@@ -28,7 +28,7 @@ RESUME_DELAY = 0.1
 """Seconds before the first resume; doubles, with full jitter, up to ``RESUME_DELAY_MAX``."""
 RESUME_DELAY_MAX = 3.0
 EVENTS_PER_COUNT = 64
-"""Events are counted in such lots: one count costs 0.6 µs, a fifteenth of what the engine spends on a token."""
+"""Events are counted in such lots: one count costs 0.6 µs, a tenth of the engine's share of a token."""
 
 
 class TurnRunner:
