@@ -73,7 +73,9 @@ class ForeignFile(Exception):
 def configure(db: apsw.Connection, *, full_sync: bool) -> None:
     """Set what has to be set on every connection that writes."""
     db.set_busy_timeout(1000)
-    db.pragma("auto_vacuum", "INCREMENTAL")
+    if not db.pragma("page_count"):
+        # Only an empty file takes it, and a file that may have to be kept as it is must not be written.
+        db.pragma("auto_vacuum", "INCREMENTAL")
     db.pragma("journal_mode", "WAL")
     db.pragma("synchronous", "FULL" if full_sync else "NORMAL")
     db.pragma("journal_size_limit", 16 << 20)
