@@ -45,7 +45,7 @@ class AgentSettings:
     """Silence on a stream after which a comment is sent."""
 
     resume_grace: float = attrs.field(default=10.0, validator=attrs.validators.ge(0))
-    """How long work asked for with an ``Idempotency-Key`` goes on with nobody listening."""
+    """How long work asked for with an ``Idempotency-Key`` waits, paused, for a listener to come back."""
 
     busy_patience: float = attrs.field(default=5.0, validator=attrs.validators.ge(0))
     """How long a new request waits for the session's running one before ``SESSION_BUSY``."""

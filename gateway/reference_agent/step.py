@@ -115,8 +115,8 @@ class StepRecorder:
         match piece:
             case Token(text=text):
                 if text:
-                    self._text += text
                     await self._stream(events.encode_event(events.token(text)))
+                    self._text += text
             case CallTool():
                 self._calls.append(piece)
             case SwitchTo():
@@ -127,6 +127,8 @@ class StepRecorder:
                 self._conversation.count("completion_tokens", piece.completion_tokens)
 
     async def _stream(self, data: bytes) -> None:
+        # After a "stop generating" the history then ends with what the user saw, and little is paid for.
+        await self._turn.wait_heard()
         if self._record is not None:
             await self._store.add_events(self._record, (data,))
         self._turn.add(data)

@@ -15,7 +15,8 @@ class Turn:
     """The events of one request while it is worked on, apart from the connection that asked for it.
 
     Resource handling: the work runs in ``scope``. When the last listener leaves, work without a key is
-    stopped at once; work with a key is stopped ``grace`` seconds later, unless somebody comes back.
+    stopped at once. Work with a key pauses at its next word (`wait_heard`), as nobody can tell a cut from a
+    stop, and is stopped ``grace`` seconds later unless somebody comes back.
     """
 
     def __init__(
@@ -66,6 +67,11 @@ class Turn:
         """Cancel the work for good."""
         self.scope.cancel()
 
+    async def wait_heard(self) -> None:
+        """Return at once unless listeners have been there and left; then when one is back."""
+        while self.abandoned:
+            await self._news.park()
+
     async def wait_abandoned(self) -> None:
         """Return once nobody listens any more, or no event will be added."""
         while not (self._finished or self.abandoned):
@@ -79,6 +85,7 @@ class Turn:
         """Count one more listener."""
         self._listeners += 1
         self._was_joined = True
+        self._news.unpark_all()
         self.scope.deadline = float("inf")
 
     def leave(self) -> None:

@@ -104,6 +104,23 @@ class TalksOn(BodyBreakage):
         return body[:end] + more + body[end:]
 
 
+class BareData(BodyBreakage):
+    """Another dialect, and no fault: no event names, no ids, no `done`, switches told under `metadata`."""
+
+    def changed_body(self, body: bytes) -> bytes:
+        """Bare data lines only."""
+        blocks = []
+        for block in body.split(b"\n\n"):
+            data = block.partition(b"data: ")[2]
+            if data and b"event: done" not in block:
+                event = orjson.loads(data)
+                if event["type"] == "agent_switched":
+                    kind = event.pop("type")
+                    event = {"type": kind, "metadata": event}
+                blocks.append(b"data: " + orjson.dumps(event) + b"\r\n\r\n")
+        return b"".join(blocks)
+
+
 class NoFinal(BodyBreakage):
     """Never says that an answer is complete."""
 
@@ -190,6 +207,13 @@ async def test_what_is_broken_is_named(breakage: type[Breakage], expected: set[s
         results = await check_agent(url, only=names)
     assert failed(results) == expected
     assert any(says in result.detail for result in results), [str(result) for result in results]
+
+
+async def test_another_dialect_is_no_fault() -> None:
+    """The contract allows several; only resuming needs ids."""
+    async with broken(BareData) as url:
+        results = await check_agent(url)
+    assert failed(results) == {"resume"}
 
 
 async def test_a_wrong_content_type_fails_everything_that_streams() -> None:
