@@ -27,8 +27,10 @@ from gateway.core.request_body import RequestBody
 from gateway.core.request_head import RequestHead, RequestRefused, check_request_head, find_head_end
 
 MINIMUM_RATE: Final = 1024
-"""Bytes per second that buy a body or a response more time than the flat allowance; Apache's
+"""Bytes per second below which a body or a response uses up its allowance of time; Apache's
 ``mod_reqtimeout`` asks for 500."""
+
+_SEND_BYTES: Final = 64 * 2**10
 
 
 @frozen
@@ -39,7 +41,7 @@ class HttpLimits:
     head_timeout: float = 10.0
     """From a head's first byte to its last."""
     progress_timeout: float = 10.0
-    """How long all in all we wait for a client that sends its body, or reads its response, too slowly."""
+    """How long we wait for a client that sends its body, or reads its response, below ``MINIMUM_RATE``."""
 
 
 class CheckedStream(trio.abc.Stream):
@@ -155,19 +157,24 @@ class CheckedStream(trio.abc.Stream):
         """
         if self._closed:
             raise trio.ClosedResourceError
-        data = bytes(data)
-        if not data.startswith(b"HTTP/1.1 1"):  # 100 Continue is not the response yet
+        if bytes(data[:10]) != b"HTTP/1.1 1":  # 100 Continue is not the response yet
             self._has_response = True
+        with memoryview(data) as view:
+            # In pieces, so that what the client does not take is not kept twice.
+            for start in range(0, len(view), _SEND_BYTES):
+                await self._send_piece(bytes(view[start : start + _SEND_BYTES]))
+
+    async def _send_piece(self, piece: bytes) -> None:
         sent = False
         with self._response_clock.limit():
-            await self._stream.send_all(data)
+            await self._stream.send_all(piece)
             sent = True
         if not sent:
             self._refused(RequestRefused(408, "slow_reader", "The response was not read."))
             self._closed = True
             self._stream.close_nowait()
             raise trio.BrokenResourceError
-        self._response_clock.progress(len(data))
+        self._response_clock.progress(len(piece))
 
     async def wait_send_all_might_not_block(self) -> None:
         """See ``trio.abc.SendStream``."""
@@ -193,10 +200,13 @@ class CheckedStream(trio.abc.Stream):
 
 
 class _Patience:
-    """How long one side of one request may keep us waiting in total, given what has moved."""
+    """How long one side of one request may keep us waiting: used up by waits, earned by bytes that move.
+
+    Never more than the allowance, or megabytes that the kernel took at once would pay for hours.
+    """
 
     def __init__(self, allowance: float) -> None:
-        self._left = allowance
+        self._allowance = self._left = allowance
         self._since = 0.0
 
     def limit(self) -> trio.CancelScope:
@@ -206,7 +216,8 @@ class _Patience:
 
     def progress(self, count: int) -> None:
         """The wait is over and ``count`` bytes have moved."""
-        self._left += count / MINIMUM_RATE - (trio.current_time() - self._since)
+        waited = trio.current_time() - self._since
+        self._left = min(self._allowance, self._left - waited + count / MINIMUM_RATE)
 
 
 class CheckedServer(TCPServer):

@@ -148,7 +148,7 @@ async def test_a_refusal_is_answered_in_http(
         (client_frame(CLOSE, b"\x03\xee"), 1002),
         (client_frame(TEXT, b"x" * 1025), 1009),
         (client_frame(TEXT, "é".encode() * 513), 1009),
-        (client_frame(TEXT, b"x" * 600, final=False) + client_frame(0, b"x" * 600), 1009),
+        (client_frame(TEXT, b"x" * 600, final=False) + client_frame(0, b"x" * 600, final=False), 1009),
         (client_frame(PING) * (MAX_CONTROL_FRAMES_PER_SECOND + 1), 1008),
         (client_frame(PONG) * (MAX_CONTROL_FRAMES_PER_SECOND + 1), 1008),
         (
