@@ -44,6 +44,12 @@ CREATE INDEX sessions_by_change ON sessions (updated_at);
 CREATE INDEX audit_by_session ON audit (session_id);
 """
 
+ADD_EVENT = """
+INSERT INTO events SELECT turn_id,
+    1 + coalesce((SELECT max(number) FROM events WHERE events.turn_id = turns.turn_id), 0), ?1
+FROM turns WHERE session_id = ?2 AND key = ?3
+"""
+
 Result = TypeVar("Result")
 _CONVERTER = cattrs.Converter()
 
@@ -246,8 +252,12 @@ class _Tables:
                 self._put_turn(change.turn, change.new_events)
 
     def add_events(self, turn: TurnRecord, new_events: tuple[bytes, ...]) -> None:
-        with self._connection:
-            self._put_turn(turn, new_events)
+        values = [(data, turn.session_id, turn.key) for data in new_events]
+        if len(values) == 1:  # nearly always: a token, one statement, which is a transaction of its own
+            self._connection.execute(ADD_EVENT, values[0])
+        else:
+            with self._connection:
+                self._connection.executemany(ADD_EVENT, values)
 
     def _append_audit(self, records: tuple[AuditRecord, ...]) -> None:
         if not records:

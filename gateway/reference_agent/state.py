@@ -91,7 +91,7 @@ class StateStore(Protocol):
         ...
 
     async def add_events(self, turn: TurnRecord, new_events: tuple[bytes, ...]) -> None:
-        """Add events of the open step behind those the turn has."""
+        """Add events of the open step behind those the turn has. A commit must have made the turn known."""
         ...
 
 
