@@ -12,7 +12,6 @@ Rules:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from attrs import frozen
@@ -69,8 +68,8 @@ class Session:
         self._new_id = new_id
         self._keeps_commits = keeps_commits
         self._unsaved = UnsavedChanges()
-        self._queue: deque[QueuedMessage] = deque()
-        self._overtaking: deque[QueuedMessage] = deque()
+        self._queue: list[QueuedMessage] = []
+        self._overtaking: list[QueuedMessage] = []
         record = stored.record if stored else None
         self.epoch = record.epoch if record else new_id()
         self.log = EventLog(last_seq=stored.last_seq, events=stored.events) if stored else EventLog()
@@ -177,7 +176,7 @@ class Session:
         """Start the turn of the next queued message, if none runs."""
         if self.turn_state is TurnState.RUNNING or not (self._overtaking or self._queue):
             return []
-        message = (self._overtaking or self._queue).popleft()
+        message = (self._overtaking or self._queue).pop(0)
         self._unsaved.dequeued.append(message.turn_id)
         self._transition(Signal.START)
         self.turn_id = message.turn_id
@@ -230,7 +229,7 @@ class Session:
         effects: list[Effect] = []
         for queue in (self._overtaking, self._queue):
             while queue:
-                waiting = queue.popleft()
+                waiting = queue.pop(0)
                 self._unsaved.dequeued.append(waiting.turn_id)
                 self._append_turn_ended(waiting.turn_id, Outcome.CANCELLED, EventKind.V2_ONLY)
         if self.turn_state is TurnState.RUNNING and self.turn_id is not None:

@@ -2,7 +2,7 @@
 
     connection nursery
     ├── client reader      socket → session
-    ├── buffer flusher     log → socket
+    ├── buffer flusher     log → socket, while the socket does not take all it is given
     ├── heartbeat          ping, wait for the pong, measure
     └── identity watch     asks for a new token, closes at expiry
 
@@ -16,6 +16,7 @@ the hub's bulkhead.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
@@ -40,14 +41,17 @@ async def run_connection(
     ending: list[tuple[int, str]] = []
     async with trio.open_nursery() as nursery:
 
-        async def until_over(task: Callable[[], Awaitable[tuple[int, str]]]) -> None:
+        async def until_over(task: Callable[[], Awaitable[tuple[int, str] | None]]) -> None:
             try:
-                ending.append(await task())
+                code_and_reason = await task()
+                if code_and_reason is None:
+                    return  # a flusher that is not needed any more
+                ending.append(code_and_reason)
             except ConnectionClosed as closed:
                 ending.append((closed.code, closed.reason))
             nursery.cancel_scope.cancel()
 
-        nursery.start_soon(until_over, socket.flush)
+        socket.begin(partial(nursery.start_soon, until_over, socket.flush))
         if connection.sends_pings:
             nursery.start_soon(_heartbeat, connection, socket, limits, telemetry)
         if identity.identity.expires_at is not None:

@@ -276,26 +276,32 @@ class Hub:
                 if self._store.is_durable
                 else max(self._limits.detach_grace, self._limits.replay_retention),
                 was_stored=was_stored,
+                start_branch=self._start_branch,
+                retired=self._forget,
             )
-            await self._nursery.start(self._run_session, runner)
-            # Only now: a message that came before the session's nursery would start no turn.
             self._sessions[session_id] = runner
+            runner.begin()
         finally:
             del self._loading[session_id]
             loaded.set()
         return runner, was_stored
 
-    async def _run_session(
-        self, runner: SessionRunner, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        try:
-            with bulkhead(self._telemetry, "session", session_id=runner.session_id):
-                await runner.run(task_status=task_status)
-        finally:
-            runner.retire()
+    def _start_branch(self, runner: SessionRunner) -> None:
+        assert self._nursery is not None, "Hub.run has not started"
+        self._nursery.start_soon(self._run_session, runner)
+
+    async def _run_session(self, runner: SessionRunner) -> None:
+        ended = False
+        with bulkhead(self._telemetry, "session", session_id=runner.session_id):
+            await runner.run()
+            ended = True
+        if not ended:
             runner.end_sockets(CloseCode.INTERNAL_ERROR, "the session failed; reconnect")
-            if self._sessions.get(runner.session_id) is runner:
-                del self._sessions[runner.session_id]
+            runner.retire()
+
+    def _forget(self, runner: SessionRunner) -> None:
+        if self._sessions.get(runner.session_id) is runner:
+            del self._sessions[runner.session_id]
 
 
 def _describe(admission: Admission) -> dict[str, object]:

@@ -4,8 +4,9 @@
     ├── turn: POST + SSE consumption      ← cancel scope = "stop generating"
     └── detach timer                      only while no socket is attached
 
-Resource handling: ``run`` ends when the session is retired, and takes every turn with it. Sockets are not
-inside this nursery: they have their own, and are told to close when the session ends.
+Resource handling: the nursery exists while it has tasks, so that a session that only waits for its client
+costs none (5 KB each). Retiring the session takes every turn with it. Sockets are not inside this nursery:
+they have their own, and are told to close when the session ends.
 
 Error handling: an exception in a turn ends the session's branch; the hub contains it and closes the
 session's sockets with 1011. What the store holds stays, so that clients can come back.
@@ -13,7 +14,7 @@ session's sockets with 1011. What the store holds stays, so that clients can com
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
@@ -75,6 +76,9 @@ class _Answer:
     effect: Accepted | Refused
 
 
+_Task = Callable[[], Awaitable[None]]
+
+
 class SessionRunner:
     """Runs one session. Implements ``group_commit.Committer``."""
 
@@ -89,12 +93,14 @@ class SessionRunner:
         clock: Clock,
         linger: float,
         was_stored: bool,
+        start_branch: Callable[[SessionRunner], None],
+        retired: Callable[[SessionRunner], None],
     ) -> None:
         self.session = session
         self.session_id = session.session_id
         self.visible_seq = session.log.last_seq
         """Events up to here are stored, so sockets may see them."""
-        self.detached_positions: deque[int] = deque([self.visible_seq] if was_stored else [])
+        self.detached_positions = [self.visible_seq] if was_stored else []
         """Where v1 sockets that fell off had got to; the next v1 socket takes up the oldest. After a
         restart that is unknown, and tokens must not come twice: only what is new then is shown."""
         self._calls_to_repeat = [call.data for call in session.pending.values()] if was_stored else []
@@ -109,33 +115,55 @@ class SessionRunner:
         self._in_flight: list[_Answer | StartTurn] = []
         self._in_flight_seq = self.visible_seq
         self._turns: dict[str, trio.CancelScope] = {}
-        self._marks: deque[tuple[float, int]] = deque()
+        self._marks: list[tuple[float, int]] = []
         """(time, newest seq then): what is older than the retention is found by these."""
         self._room = trio.lowlevel.ParkingLot()
-        self._retired = trio.Event()
         self._detach_scope: trio.CancelScope | None = None
+        self._start_branch = start_branch
+        self._tell_retired = retired
         self._nursery: trio.Nursery | None = None
+        self._tasks = 0
+        self._waiting_tasks: list[_Task] = []
+        self.is_retired = False
+        """Whether the session is over in this process; its hub must load it anew."""
 
     # ------------------------------------------------------------------ life
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Live until retired. Cancelling it cuts a running turn as a crash would: the record stays."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                self._start_detach_timer()
-                self._perform(None, self.session.recover())
-                task_status.started()
-                await self._retired.wait()
-                nursery.cancel_scope.cancel()
-        finally:
-            self._nursery = None
-            self._retired.set()
+    def begin(self) -> None:
+        """Carry on what a crash left, and wait for a first socket no longer than for one to come back."""
+        self._start_detach_timer()
+        self._perform(None, self.session.recover())
 
-    @property
-    def is_retired(self) -> bool:
-        """Whether the session is over in this process; its hub must load it anew."""
-        return self._retired.is_set()
+    async def run(self) -> None:
+        """The session's branch: its tasks, until there is none left.
+
+        Cancelling it cuts a running turn as a crash would: the record stays.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            starting, self._waiting_tasks = self._waiting_tasks, []
+            for task in starting:
+                nursery.start_soon(self._run_task, task)
+
+    def _start(self, task: _Task) -> None:
+        if self.is_retired:
+            return
+        self._tasks += 1
+        if self._nursery is not None:
+            self._nursery.start_soon(self._run_task, task)
+            return
+        self._waiting_tasks.append(task)
+        if len(self._waiting_tasks) == 1:
+            self._start_branch(self)
+
+    async def _run_task(self, task: _Task) -> None:
+        try:
+            await task()
+        finally:
+            self._tasks -= 1
+            if not self._tasks:
+                # The nursery closes now; a task that comes later begins a new branch.
+                self._nursery = None
 
     @property
     def has_sockets(self) -> bool:
@@ -143,8 +171,12 @@ class SessionRunner:
         return bool(self._attachments)
 
     def retire(self) -> None:
-        """End ``run``: nobody needs this session in memory now."""
-        self._retired.set()
+        """Nobody needs this session in memory now: end its tasks and leave the hub."""
+        if not self.is_retired:
+            self.is_retired = True
+            if self._nursery is not None:
+                self._nursery.cancel_scope.cancel()
+            self._tell_retired(self)
 
     def end_sockets(self, code: int, reason: str) -> None:
         """Close every attached socket."""
@@ -152,9 +184,9 @@ class SessionRunner:
             attachment.end(code, reason)
 
     def _start_detach_timer(self) -> None:
-        if self._nursery is not None and not self._attachments and self._detach_scope is None:
-            self._detach_scope = trio.CancelScope()
-            self._nursery.start_soon(self._wait_detached, self._detach_scope)
+        if not self._attachments and self._detach_scope is None:
+            self._detach_scope = scope = trio.CancelScope()
+            self._start(lambda: self._wait_detached(scope))
 
     async def _wait_detached(self, scope: trio.CancelScope) -> None:
         with scope:
@@ -185,7 +217,7 @@ class SessionRunner:
             self.detached_positions.append(v1_position)
             # More than a few are devices that never came back, or a client in a reconnect loop.
             while len(self.detached_positions) > 8:
-                self.detached_positions.popleft()
+                self.detached_positions.pop(0)
         self._start_detach_timer()
         self.progressed()
 
@@ -284,10 +316,10 @@ class SessionRunner:
         self.retire()
 
     def _start_turn(self, start: StartTurn) -> None:
-        if self._nursery is None or self.session.turn_id != start.message.turn_id:
+        if self.session.turn_id != start.message.turn_id:
             return  # Cancelled before it began.
         self._turns[start.message.turn_id] = scope = trio.CancelScope()
-        self._nursery.start_soon(self._turn, start, scope)
+        self._start(lambda: self._turn(start, scope))
 
     async def _turn(self, start: StartTurn, scope: trio.CancelScope) -> None:
         with scope:
@@ -304,7 +336,7 @@ class SessionRunner:
         oldest = now - self._limits.replay_retention
         expired = 0
         while len(self._marks) > 1 and self._marks[0][0] < oldest:
-            expired = self._marks.popleft()[1]
+            expired = self._marks.pop(0)[1]
         if expired:
             self._trim(min(expired, self._confirmed_by_all()))
         return log.held_bytes

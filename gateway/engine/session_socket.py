@@ -7,6 +7,8 @@ What to close the socket with is decided once, by the first call of ``end``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from gateway.core.delivery import (
@@ -43,12 +45,14 @@ class SessionSocket:
         "_connection",
         "_control",
         "_dialect",
+        "_is_flushing",
         "_lagging",
         "_limits",
+        "_moved",
         "_replaying",
         "_runner",
+        "_start_flusher",
         "_waiting",
-        "_wakeup",
         "acked",
         "is_v2",
         "position",
@@ -73,9 +77,12 @@ class SessionSocket:
         self._lagging = False
         """Whether this socket was found slower than its events, and has not caught up since."""
         self._replaying = False
-        self._wakeup = trio.lowlevel.ParkingLot()
-        self._waiting = trio.CancelScope()
-        """Around the flusher's wait for the kernel, so that ``end`` does not wait behind a dead peer."""
+        self._start_flusher: Callable[[], None] | None = None
+        self._is_flushing = False
+        self._waiting: trio.CancelScope
+        """Around the flusher, so that ``end`` does not wait behind a dead peer."""
+        self._moved: trio.Event
+        """Set by the acknowledgement that a flusher waits for."""
         self._closing: tuple[int, str] | None = None
 
     # ------------------------------------------------------------------ joining and leaving
@@ -87,7 +94,7 @@ class SessionSocket:
         if not self.is_v2:
             resumed = bool(runner.detached_positions)
             if resumed:
-                self.position = runner.detached_positions.popleft()
+                self.position = runner.detached_positions.pop(0)
             for call in runner.take_calls_to_repeat():
                 self._control.append(call)
             runner.attach(self)
@@ -152,7 +159,7 @@ class SessionSocket:
                 behind = self.position < self._runner.visible_seq
                 if self.is_v2 and self._window_is_full():
                     self._lagging = True
-                    self._wakeup.unpark_all()
+                    self._need_flusher()
                     behind = False
                 elif not behind:
                     self._replaying = self._lagging = False
@@ -164,7 +171,7 @@ class SessionSocket:
                     self._control = []
                 if payloads and not self._connection.send_nowait(payloads):
                     self._blocked = self._lagging = True
-                    self._wakeup.unpark_all()
+                    self._need_flusher()
         except ConnectionClosed:
             # The reader learns it too and ends the socket; until then nothing more is sent.
             self._blocked = True
@@ -186,7 +193,7 @@ class SessionSocket:
         self.position = position + 1
         if payload is not None and not self._connection.send_nowait((payload,)):
             self._blocked = self._lagging = True
-            self._wakeup.unpark_all()
+            self._need_flusher()
 
     def _take_events(self) -> list[bytes]:
         """Encode the next events for this socket and move its position past them."""
@@ -247,7 +254,8 @@ class SessionSocket:
         if seq > self.acked:
             self.acked = seq
             self._runner.progressed()
-            self._wakeup.unpark_all()
+            if self._is_flushing:
+                self._moved.set()
             self.flush_nowait()
 
     def resynchronize(self, reason: str) -> None:
@@ -260,42 +268,57 @@ class SessionSocket:
         """Close the socket soon; the first call decides the code."""
         if self._closing is None:
             self._closing = (code, reason)
-            self._waiting.cancel()
-            self._wakeup.unpark_all()
+            if self._is_flushing:
+                self._waiting.cancel()
+            else:
+                self._need_flusher()
 
     # ------------------------------------------------------------------ the flusher task
 
-    async def flush(self) -> tuple[int, str]:
-        """Wait for the socket while it does not take more; returns what to close it with.
+    def begin(self, start_flusher: Callable[[], None]) -> None:
+        """From now on ``start_flusher`` starts ``flush`` in the connection's nursery when it is needed.
+
+        A socket that takes what it is given has none: a task that only waits costs 3 KB a socket.
+        """
+        self._start_flusher = start_flusher
+        if self._blocked or self._is_ending() or self._window_is_full():
+            self._need_flusher()
+
+    def _need_flusher(self) -> None:
+        if not self._is_flushing and self._start_flusher is not None:
+            self._is_flushing = True
+            self._waiting = trio.CancelScope()
+            self._start_flusher()
+
+    async def flush(self) -> tuple[int, str] | None:
+        """Wait for the socket until it takes more; returns what to close it with, if it is to be closed.
 
         Raises ``ConnectionClosed``. No progress for ``send_timeout`` ends it with 4413: neither bytes into
         the kernel nor, where the window is full, an acknowledgement.
         """
-        while not self._is_ending():
-            if self._blocked:
-                deadline = trio.current_time() + self._limits.send_timeout
-                with trio.CancelScope(deadline=deadline) as self._waiting:
-                    await self._connection.wait_sent()
-                if self._is_ending():
-                    break
-                if self._waiting.cancelled_caught:
-                    return CloseCode.TOO_SLOW, "too slow: nothing was taken in time; resume when ready"
-                self._blocked = False
-                self._runner.progressed()
-                self.flush_nowait()
-            elif self._window_is_full():
-                with trio.move_on_after(self._limits.send_timeout) as window:
-                    await self._wait_acknowledged(self.acked)
-                if window.cancelled_caught and not self._is_ending():
-                    return CloseCode.TOO_SLOW, "too slow: nothing was acknowledged in time; resume when ready"
-            else:
-                await self._wakeup.park()
-        assert self._closing is not None
+        with self._waiting:
+            while not self._is_ending():
+                if self._blocked:
+                    unsent = self._connection.unsent
+                    with trio.move_on_after(self._limits.send_timeout) as patience:
+                        await self._connection.wait_sent()
+                    if patience.cancelled_caught:
+                        if self._connection.unsent < unsent:
+                            continue
+                        return CloseCode.TOO_SLOW, "too slow: nothing was taken in time; resume when ready"
+                    self._blocked = False
+                    self._runner.progressed()
+                    self.flush_nowait()
+                elif self._window_is_full():
+                    self._moved = trio.Event()
+                    with trio.move_on_after(self._limits.send_timeout) as patience:
+                        await self._moved.wait()
+                    if patience.cancelled_caught:
+                        return CloseCode.TOO_SLOW, "too slow: nothing was acknowledged; resume when ready"
+                else:
+                    self._is_flushing = False
+                    return None
         return self._closing
-
-    async def _wait_acknowledged(self, seq: int) -> None:
-        while self.acked <= seq and not self._blocked and not self._is_ending():
-            await self._wakeup.park()
 
     def _is_ending(self) -> bool:
         return self._closing is not None
