@@ -24,9 +24,9 @@ class Watched(Protocol):
 class SilenceWatch:
     """Gives up what has been waited on for longer than its timeout, exactly then.
 
-    ``trio.move_on_after`` around every read costs 7 µs of the 33 that a token costs here. A stream that
-    notes when it began to wait costs 0.5, and one task for all of them looks again when the first of them
-    may have run out: about once per timeout, however many tokens come.
+    ``trio.move_on_after`` around every read costs 7 µs of the 33 that a token then costs. A stream that
+    notes when it began to wait costs less than 0.5, and one task for all of them looks again when the
+    first of them may have run out: about once per timeout, however many tokens come.
 
     The task is Trio's own ("system task"), because no nursery lives as long as a pool does; it exists only
     while something is watched, waits for nothing but time, and ends with ``trio.run`` at the latest.

@@ -158,7 +158,7 @@ def _one_line(data: bytes) -> bytes:
 def _rewritten(fields: dict[str, Any], data: bytes, replaced: dict[str, bytes]) -> bytes:
     """The object without null fields and ``seq``, with the JSON values of ``replaced``."""
     if not replaced and _KEPT_BY_ORJSON.issuperset(map(type, fields.values())):
-        # Runtimes that send "content": null in every token pay 1.1 µs here and 2.2 µs below.
+        # Runtimes that send "content": null in every token pay 0.5 µs for it here, 2.5 µs below.
         encoded = orjson.dumps(
             {name: value for name, value in fields.items() if value is not None and name != "seq"}
         )

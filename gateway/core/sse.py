@@ -78,7 +78,7 @@ class SseParser:
     def _take_whole_events(self, chunk: bytes, events: list[ServerSentEvent]) -> bytes:
         """Take events of the commonest two shapes off the chunk's front; return what is left of it.
 
-        Nearly every token arrives whole in one read: 0.8 µs here, 4 µs line by line.
+        Nearly every token arrives whole in one read: 1.2 µs here, 2.7 µs line by line; in bursts 0.7.
         """
         text = chunk
         if b"\r" in chunk:
