@@ -18,6 +18,9 @@ from gateway.ports import SessionStore, Telemetry
 
 RETRY_SECONDS = 0.25
 """Between tries while the store is away: recovery within 2 s of its return, with room for slow tries."""
+COMMIT_INTERVAL = 0.002
+"""Seconds between the starts of two commits. The first after a pause starts at once; under load each takes
+what came in 2 ms, which costs 1 ms of latency on average and saves half of the CPU per event."""
 
 
 class Committer(Protocol):
@@ -66,9 +69,13 @@ class GroupCommit:
 
     async def run(self) -> None:
         """Store changes until cancelled. What was marked and not stored by then is as after a crash."""
+        earliest = 0.0
         while True:
             while not self._changed:
                 await self._wakeup.park()
+            if trio.current_time() < earliest:
+                await trio.sleep_until(earliest)
+            earliest = trio.current_time() + COMMIT_INTERVAL
             changed, self._changed = self._changed, {}
             self._idle = trio.Event()
             try:
