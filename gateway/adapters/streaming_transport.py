@@ -99,12 +99,12 @@ class StreamingTransport(httpx.AsyncBaseTransport):
             try:
                 await body.exchange(payload, timeouts.get("write"))
             except NothingSent as error:
-                await self.close(connection)
+                await body.settle()
                 if not was_idle:
                     raise httpx.ConnectError("The peer closed the new connection") from error
                 connection, was_idle = None, False
             except BaseException:
-                await self.close(connection)
+                await body.settle()
                 raise
             else:
                 return body.response()
@@ -229,7 +229,7 @@ class ResponseBody(httpx.AsyncByteStream):
             while True:
                 data = reader.take_body()
                 if reader.is_complete:
-                    await self._settle()
+                    await self.settle()
                     return data
                 if data:
                     return data
@@ -237,7 +237,7 @@ class ResponseBody(httpx.AsyncByteStream):
                     raise self._malformed()
                 await self._receive()
         except BaseException:
-            await self._settle()
+            await self.settle()
             raise
 
     async def aclose(self) -> None:
@@ -253,9 +253,10 @@ class ResponseBody(httpx.AsyncByteStream):
             rest = connection.stream.receive_nowait()
             if rest:
                 self._reader.feed(rest)
-        await self._settle()
+        await self.settle()
 
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
+        """Let go of the connection: to be used again after the proper end, closed otherwise."""
         connection, self._connection = self._connection, None
         if connection is None:
             return

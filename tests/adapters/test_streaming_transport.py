@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -195,14 +196,35 @@ async def test_without_a_deadline_silence_may_last(autojump_clock: trio.testing.
 
 
 async def test_no_task_is_left_watching_when_nothing_is_read(autojump_clock: trio.testing.MockClock) -> None:
-    """The watch ends with the last stream, so an idle gateway does not wake up."""
-    async with (
-        memory_agent(answer_whole) as agent,
-        post(StreamingTransport(connect=agent.connect)) as receive,
-    ):
-        await read_all(receive)
-    await trio.testing.wait_all_tasks_blocked()
-    assert trio.lowlevel.current_statistics().seconds_to_next_deadline == float("inf")
+    """The watch ends with the last stream, however that ended, so an idle gateway does not wake up."""
+
+    async def stall(stream: trio.abc.Stream, _request: bytes) -> None:
+        await trio.sleep_forever()
+
+    async def connect_to_nobody(host: str, port: int) -> trio.abc.Stream:
+        return trio.testing.lockstep_stream_pair()[0]
+
+    async def nothing_is_watched() -> bool:
+        await trio.testing.wait_all_tasks_blocked()
+        return trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf
+
+    async with memory_agent(answer_whole) as agent:
+        async with post(StreamingTransport(connect=agent.connect)) as receive:
+            assert await receive() == b"abc"
+        assert await nothing_is_watched()
+    async with memory_agent(stall) as agent:
+        with trio.move_on_after(1):
+            async with post(StreamingTransport(connect=agent.connect)):
+                pass
+        assert await nothing_is_watched()
+        with pytest.raises(httpx.ReadTimeout):
+            async with post(StreamingTransport(connect=agent.connect)):
+                pass
+        assert await nothing_is_watched()
+    with pytest.raises(httpx.WriteTimeout):
+        async with post(StreamingTransport(connect=connect_to_nobody)):
+            pass
+    assert await nothing_is_watched()
 
 
 # ------------------------------------------------------------------ ends and failures
