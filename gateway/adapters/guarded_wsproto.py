@@ -56,7 +56,7 @@ class GuardedConnection(wsproto.WSConnection):
         if isinstance(event, Pong) and self.state is not ConnectionState.OPEN:
             return b""
         if isinstance(event, CloseConnection):
-            # Ours to wait for when the close begins here; when the peer began it, it expects nothing more.
+            # When the close begins here, the peer may still be sending.
             self._stream.lingers = self.state is ConnectionState.OPEN
         return super().send(event)
 
@@ -105,8 +105,10 @@ class GuardedConnection(wsproto.WSConnection):
             elif isinstance(event, CloseConnection):
                 if self.state is ConnectionState.OPEN:  # wsproto's way to say that the peer broke a rule
                     event = self._fail(event.code, event.reason or "")
+                elif self.state is ConnectionState.REMOTE_CLOSING:
+                    self._answer_close(event)
                 elif self.state is ConnectionState.CLOSED:
-                    self._stream.lingers = False
+                    self._stream.lingers = False  # both have said goodbye
                 yield event
             elif self._is_flood(control=True):
                 yield self._fail(_POLICY_VIOLATION, "too many pings and pongs")
@@ -162,6 +164,12 @@ class GuardedConnection(wsproto.WSConnection):
             self._control_frames > MAX_CONTROL_FRAMES_PER_SECOND
             or self._tiny_fragments > MAX_TINY_FRAGMENTS_PER_SECOND
         )
+
+    def _answer_close(self, event: CloseConnection) -> None:
+        """Answer now: trio-websocket would wait first, and may be torn down while it does."""
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            self._stream.write_nowait(self.send(event.response()))
+        self._stream.lingers = self._stream.buffered > 0
 
     def _take_pong(self, payload: bytes) -> None:
         if self._pong_awaited is not None and self._pong_awaited[0] == payload:

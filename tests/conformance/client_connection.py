@@ -198,6 +198,22 @@ class ClientConnectionContract(ABC):
             assert await client.read_close() == 1001
             await connection.close(1000)
 
+    async def test_the_peers_close_is_answered_in_the_middle_of_sending(self) -> None:
+        """Also when ``serve`` learns of it from a send, and returns at once."""
+
+        async def serve(connection: ClientConnection) -> None:
+            with suppress(ConnectionClosed):
+                while True:
+                    if not connection.send_nowait([b"token"]):
+                        await connection.wait_sent()
+                    await trio.lowlevel.checkpoint()
+
+        for _ in range(10):
+            async with self.connected(serve) as client:
+                await client.read_frame()
+                await client.send(client_frame(CLOSE, (1000).to_bytes(2, "big")))
+                assert await client.read_close() == 1000
+
     async def test_a_peer_that_leaves_cancels_nothing(self) -> None:
         """``serve`` learns it from ConnectionClosed and finishes its work; it is not cancelled."""
         steps: list[str] = []
