@@ -69,13 +69,18 @@ class ClientStream:
 
 
 class ConnectionServer(TCPServer):
-    """hypercorn's server of one connection, with its keep-alive timeout armed after each request."""
+    """hypercorn's server of one connection: its keep-alive timeout runs between requests, and only there."""
 
     async def protocol_send(self, event: Event) -> None:
         """Pass on what the protocol says."""
         # "Idle" comes in the application's task, which Quart-Trio has cancelled by then.
         with trio.CancelScope(shield=isinstance(event, Updated)):
             await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        # A client that connects and leaves would otherwise hold a descriptor until the timeout.
+        await self.idle_task.stop()
 
 
 class HttpServer:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from hypercorn.utils import wrap_app
 
 from gateway.reference_agent.approvals import load_policy
@@ -185,3 +186,19 @@ def test_a_bad_bind_address_says_what_is_expected(bind: str) -> None:
 def test_binds_of_both_families() -> None:
     """An IPv6 host is written in brackets."""
     assert (split_bind("127.0.0.1:0"), split_bind("[::1]:80")) == (("127.0.0.1", 0), ("::1", 80))
+
+
+async def test_a_client_that_leaves_without_a_word_leaves_nothing() -> None:
+    """Its connection is gone at once, not when the keep-alive timeout is over."""
+    server = HttpServer(wrap_app(flood, 1, "asgi"), hypercorn_config())
+    listeners = list(await trio.open_tcp_listeners(0, host="127.0.0.1"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, listeners)
+        async with await trio.open_tcp_stream(*listeners[0].socket.getsockname()) as stream:
+            await stream.send_eof()
+            with trio.fail_after(5):
+                assert await stream.receive_some() == b""
+        with trio.move_on_after(0.1):
+            await trio.testing.wait_all_tasks_blocked()
+        assert server.connections == 0
+        nursery.cancel_scope.cancel()
