@@ -18,8 +18,15 @@ def bulkhead(telemetry: Telemetry, where: str, **context: object) -> Iterator[No
     try:
         yield
     except* Exception as group:
-        cause: BaseException = group
-        while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-            cause = cause.exceptions[0]
-        telemetry.error(f"{where}_crashed", cause=cause, **context)
-        telemetry.count("gateway_bulkhead_catches_total", where=where)
+        report_crash(telemetry, where, group, **context)
+
+
+def report_crash(
+    telemetry: Telemetry, where: str, group: BaseExceptionGroup[Exception], **context: object
+) -> None:
+    """Log and count a crash that was stopped, by its one cause if it has one."""
+    cause: BaseException = group
+    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    telemetry.error(f"{where}_crashed", cause=cause, **context)
+    telemetry.count("gateway_bulkhead_catches_total", where=where)

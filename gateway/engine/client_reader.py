@@ -37,6 +37,17 @@ _Decoded = tuple[dict[str, object], bytes]
 class ClientReader:
     """Reads one socket until it is closed."""
 
+    __slots__ = (
+        "_admission",
+        "_connection",
+        "_identity",
+        "_message_rate",
+        "_runner",
+        "_socket",
+        "_telemetry",
+        "_v2",
+    )
+
     def __init__(
         self,
         connection: ClientConnection,

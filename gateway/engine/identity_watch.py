@@ -19,6 +19,8 @@ LONGEST_WAIT = 3600.0
 class IdentityWatch:
     """Who holds a socket, kept true over its life."""
 
+    __slots__ = ("_authenticator", "_clock", "_renewed", "_socket", "identity")
+
     def __init__(
         self, identity: Identity, socket: SessionSocket, *, authenticator: Authenticator, clock: Clock
     ) -> None:
@@ -26,7 +28,7 @@ class IdentityWatch:
         self._socket = socket
         self._authenticator = authenticator
         self._clock = clock
-        self._renewed = trio.Event()
+        self._renewed: trio.Event | None = None
 
     async def run(self) -> None:
         """Warn (v2), then close the socket with 4401 when the identity expires and was not renewed."""
@@ -52,5 +54,6 @@ class IdentityWatch:
         if identity.subject != self.identity.subject:
             raise InvalidToken("The new token is for another subject; this socket keeps the one it has.")
         self.identity = identity
-        self._renewed.set()
+        if self._renewed is not None:
+            self._renewed.set()
         self._socket.send_control({"type": "authenticated", "expires_at": identity.expires_at})

@@ -117,7 +117,8 @@ class SessionRunner:
         self._turns: dict[str, trio.CancelScope] = {}
         self._marks: list[tuple[float, int]] = []
         """(time, newest seq then): what is older than the retention is found by these."""
-        self._room = trio.lowlevel.ParkingLot()
+        self._room: trio.Event | None = None
+        """Where a turn waits for a socket to confirm something; made when it does, for it is 0.4 KB."""
         self._detach_scope: trio.CancelScope | None = None
         self._start_branch = start_branch
         self._tell_retired = retired
@@ -360,8 +361,9 @@ class SessionRunner:
 
     def progressed(self) -> None:
         """A socket confirmed something or went away: the turn may have room to read on."""
-        if self._room:
-            self._room.unpark_all()
+        if self._room is not None:
+            self._room.set()
+            self._room = None
 
     def has_room(self) -> bool:
         """Whether the upstream may be read: the fastest socket is within bounds, or nobody listens."""
@@ -374,4 +376,6 @@ class SessionRunner:
     async def wait_room(self) -> None:
         """Wait until ``has_room``."""
         while not self.has_room():
-            await self._room.park()
+            if self._room is None:
+                self._room = trio.Event()
+            await self._room.wait()
