@@ -175,7 +175,8 @@ class Hub:
     async def serve(self, connection: ClientConnection, admission: Admission) -> None:
         """Live one socket's life."""
         started = trio.current_time()
-        code, reason = int(CloseCode.INTERNAL_ERROR), "internal error"
+        # What stands when this is cancelled, which only a server that stops does.
+        code, reason = int(CloseCode.RESTARTING), "restarting; reconnect"
         # Written out and not ``with bulkhead``: a generator held for the life of a socket is 0.5 KB.
         try:
             try:
@@ -185,6 +186,7 @@ class Hub:
             except ConnectionClosed as closed:
                 code, reason = closed.code, closed.reason
         except* Exception as group:
+            code, reason = CloseCode.INTERNAL_ERROR, "internal error"
             report_crash(self._telemetry, "connection", group, **_describe(admission))
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + self._limits.close_timeout + 1):
