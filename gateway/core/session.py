@@ -213,7 +213,7 @@ class Session:
 
     def end_turn(self, turn_id: str, outcome: Outcome, error: GatewayError | None = None) -> list[Effect]:
         """The turn is over; says so in the log and starts the next. Nothing when it is over already."""
-        if turn_id != self.turn_id or self.turn_state is not TurnState.RUNNING:
+        if not self.is_running(turn_id):
             return []
         if error is not None:
             self.log.append(EventKind.AGENT, self._error_event(error))
@@ -250,11 +250,14 @@ class Session:
 
     # ------------------------------------------------------------------ inputs: time and space
 
-    def trim(self) -> None:
-        """Keep the log within its bounds, oldest first; the running answer's text is kept."""
+    def trim(self, stored_seq: int) -> None:
+        """Keep the log within its bounds, oldest first; the running answer's text is kept.
+
+        Events after ``stored_seq`` stay in any case: the store does not have them yet, nor has any client.
+        """
         seq = self.log.overflow(self._limits.replay_events, self._limits.replay_bytes)
         if seq is not None:
-            self.trim_to(seq)
+            self.trim_to(min(seq, stored_seq))
 
     def trim_to(self, seq: int) -> None:
         """Drop events up to ``seq``: acknowledged by all, too old, or too many."""
@@ -276,6 +279,10 @@ class Session:
         self._unsaved.record = True
 
     # ------------------------------------------------------------------ outputs
+
+    def is_running(self, turn_id: str) -> bool:
+        """Whether that turn is the one that runs."""
+        return self.turn_id == turn_id and self.turn_state is TurnState.RUNNING
 
     @property
     def is_at_rest(self) -> bool:

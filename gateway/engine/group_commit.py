@@ -51,8 +51,9 @@ class GroupCommit:
         self._telemetry = telemetry
         self._changed: dict[Committer, None] = {}
         self._wakeup = trio.lowlevel.ParkingLot()
-        self._idle = trio.Event()
-        self._idle.set()
+        self._committing: dict[Committer, None] = {}
+        self._rounds = trio.lowlevel.ParkingLot()
+        """Tasks that wait for the end of a commit."""
         self.failure: StoreUnavailable | None = None
         """Set while the store refuses to write: new work is to be refused with it."""
 
@@ -62,10 +63,16 @@ class GroupCommit:
         self._wakeup.unpark()
 
     async def wait_idle(self) -> None:
-        """Wait until everything marked is stored."""
-        while self._changed or not self._idle.is_set():
-            await self._idle.wait()
-            await trio.lowlevel.checkpoint()
+        """Wait until everything marked is stored. Always a checkpoint."""
+        await trio.lowlevel.checkpoint()
+        while self._changed or self._committing:
+            await self._rounds.park()
+
+    async def wait_stored(self, committer: Committer) -> None:
+        """Wait until what ``committer`` changed so far is stored, or refused. Always a checkpoint."""
+        await trio.lowlevel.checkpoint()
+        while committer in self._changed or committer in self._committing:
+            await self._rounds.park()
 
     async def run(self) -> None:
         """Store changes until cancelled. What was marked and not stored by then is as after a crash."""
@@ -76,25 +83,40 @@ class GroupCommit:
             if trio.current_time() < earliest:
                 await trio.sleep_until(earliest)
             earliest = trio.current_time() + COMMIT_INTERVAL
-            changed, self._changed = self._changed, {}
-            self._idle = trio.Event()
+            self._committing, self._changed = self._changed, {}
             try:
-                await self._commit(changed)
+                await self._commit(self._committing)
             finally:
-                self._idle.set()
+                self._committing = {}
+                self._rounds.unpark_all()
 
     async def _commit(self, changed: dict[Committer, None]) -> None:
-        taken = {
-            committer: commit for committer in changed if (commit := committer.take_commit()) is not None
-        }
+        taken: dict[Committer, SessionCommit] = {}
+        for committer in changed:
+            try:
+                commit = committer.take_commit()
+            except Exception as error:
+                self._crashed(committer, error)
+            else:
+                if commit is not None:
+                    taken[committer] = commit
         reasons = await self._store_until_done(taken) if taken else {}
         for committer in changed:
             commit = taken.get(committer)
             reason = reasons.get(commit.session_id) if commit is not None else None
-            if reason is None:
-                committer.stored()
-            else:
-                committer.refused(reason)
+            try:
+                if reason is None:
+                    committer.stored()
+                else:
+                    committer.refused(reason)
+            except Exception as error:
+                self._crashed(committer, error)
+
+    def _crashed(self, committer: Committer, error: Exception) -> None:
+        """A bug in one session must not end the writer, and with it all sessions: let go of that one."""
+        self._telemetry.error("session_commit_crashed", cause=error)
+        self._telemetry.count("gateway_bulkhead_catches_total", where="session")
+        committer.refused("a bug in this session")
 
     async def _store_until_done(self, taken: Mapping[Committer, SessionCommit]) -> Mapping[str, str]:
         """Store, again and again while the store is away; gives the reasons of commits it will never take."""

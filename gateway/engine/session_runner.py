@@ -198,8 +198,8 @@ class SessionRunner:
             self._perform(None, self.session.abandon())
             self.detached_positions.clear()
             await trio.sleep(max(0.0, self._linger - self._limits.detach_grace))
-            while self._group_commit is not None and self.visible_seq < self.session.log.last_seq:
-                await self._group_commit.wait_idle()
+            if self._group_commit is not None:
+                await self._group_commit.wait_stored(self)
             self.retire()
 
     # ------------------------------------------------------------------ sockets
@@ -239,6 +239,8 @@ class SessionRunner:
 
     def receive(self, message: AgentBound | Cancel, sender: Sender, origin: Attachment) -> None:
         """A client's message, validated and allowed."""
+        if self.is_retired:
+            return  # Its socket is about to be closed; the session that comes after this one is asked again.
         if self._group_commit is not None and self._group_commit.failure is not None:
             refused = Refused(self._group_commit.failure, message.message_id)
             origin.answer(refused)
@@ -265,20 +267,19 @@ class SessionRunner:
                 scope = self._turns.pop(effect.turn_id, None)
                 if scope is not None:
                     scope.cancel()
-            elif isinstance(effect, Refused):
-                if origin is not None:
-                    origin.answer(effect)
-            elif isinstance(effect, Accepted):
-                if origin is not None:
-                    self._deferred.append(_Answer(origin, effect))
-            else:
+            elif isinstance(effect, StartTurn):
                 self._deferred.append(effect)
+            elif origin is not None:
+                # A refusal too may rest on what is not stored yet: somebody else's decision.
+                self._deferred.append(_Answer(origin, effect))
         self.changed()
 
     # ------------------------------------------------------------------ group_commit.Committer
 
     def take_commit(self) -> SessionCommit | None:
         """All changes since the last call, with the effects that wait for them."""
+        if self.is_retired:
+            return None
         self._in_flight, self._deferred = self._deferred, []
         self._in_flight_seq = self.session.log.last_seq
         return self.session.take_commit()
@@ -295,13 +296,15 @@ class SessionRunner:
                     self._start_turn(item)
         for attachment in self._attachments:
             attachment.flush_nowait()
-        self.session.trim()
+        self.session.trim(self.visible_seq)
+        if self._room is not None:
+            self.progressed()
 
     def not_stored(self, error: StoreUnavailable) -> None:
         """Tell senders of what cannot be stored yet. It stays queued, so v1 must not send it again."""
         kept: list[_Answer | StartTurn] = []
         for item in self._in_flight:
-            if isinstance(item, StartTurn):
+            if isinstance(item, StartTurn) or isinstance(item.effect, Refused):
                 kept.append(item)
             elif item.to.is_v2:
                 # Its id makes sending it again safe: by then it is a duplicate, or it is new.
@@ -314,10 +317,13 @@ class SessionRunner:
         """The store lost this session's past: leave memory, so that it is loaded anew."""
         self._telemetry.error("session_lost_its_store", session_id=self.session_id, reason=reason)
         self.end_sockets(1012, "session restarted")
+        # They must not be shown what the store will never hold while they are on their way out.
+        self._attachments.clear()
+        self._in_flight, self._deferred = [], []
         self.retire()
 
     def _start_turn(self, start: StartTurn) -> None:
-        if self.session.turn_id != start.message.turn_id:
+        if not self.session.is_running(start.message.turn_id):
             return  # Cancelled before it began.
         self._turns[start.message.turn_id] = scope = trio.CancelScope()
         self._start(lambda: self._turn(start, scope))
@@ -366,12 +372,14 @@ class SessionRunner:
             self._room = None
 
     def has_room(self) -> bool:
-        """Whether the upstream may be read: the fastest socket is within bounds, or nobody listens."""
-        if not self._attachments:
-            return True
-        log = self.session.log
-        fastest = max(attachment.confirmed_seq for attachment in self._attachments)
-        return log.bytes_after(fastest) < self._limits.unacked_bytes
+        """Whether the upstream may be read: the fastest socket is within bounds, and so is the store.
+
+        What nobody is attached to see has to wait for the store alone.
+        """
+        fastest = self.visible_seq
+        if self._attachments:
+            fastest = max(attachment.confirmed_seq for attachment in self._attachments)
+        return self.session.log.bytes_after(fastest) < self._limits.unacked_bytes
 
     async def wait_room(self) -> None:
         """Wait until ``has_room``."""

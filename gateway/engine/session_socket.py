@@ -33,6 +33,8 @@ EVENTS_PER_FLUSH = 512
 """Events encoded in one go: keeps one session's replay from holding up the others for milliseconds."""
 BYTES_PER_FLUSH = 4 * BATCH_BYTES
 """… and keeps what is buffered for a socket that takes nothing below 1 MiB, whatever the events' size."""
+MAX_WAITING_ANSWERS = 1024
+"""Answers that wait for a socket that takes nothing while it goes on asking."""
 
 
 class SessionSocket:
@@ -81,7 +83,7 @@ class SessionSocket:
         self._is_flushing = False
         self._waiting: trio.CancelScope
         """Around the flusher, so that ``end`` does not wait behind a dead peer."""
-        self._moved: trio.Event
+        self._moved: trio.Event | None = None
         """Set by the acknowledgement that a flusher waits for."""
         self._closing: tuple[int, str] | None = None
 
@@ -100,6 +102,7 @@ class SessionSocket:
             runner.attach(self)
             self._replaying = self.position < runner.visible_seq
             self.flush_nowait()
+            runner.progressed()
             return "resumed" if resumed else "new"
         reason = None
         if resume is not None:
@@ -107,7 +110,7 @@ class SessionSocket:
                 reason = "no_such_session"
             elif resume.epoch != session.epoch:
                 reason = "epoch_changed"
-            elif resume.last_seq > session.log.last_seq:
+            elif resume.last_seq > runner.visible_seq:
                 # This client saw events that the store does not have: an old copy of it was restored.
                 runner.renew_epoch("a client is ahead of the store")
                 reason = "epoch_changed"
@@ -123,11 +126,14 @@ class SessionSocket:
             self._send_snapshot(reason)
         self._replaying = self.position < visible
         self.flush_nowait()
+        runner.progressed()
         return reason or ("resumed" if resumed else "new")
 
     def leave(self) -> None:
-        """The socket is gone."""
-        self._runner.detach(self, v1_position=None if self.is_v2 else self._received_at_most())
+        """The socket is gone: whatever is said to it from now on, it is given nothing more."""
+        position = None if self.is_v2 else self._received_at_most()
+        self._blocked = True
+        self._runner.detach(self, v1_position=position)
 
     def _received_at_most(self) -> int:
         """Up to which seq a v1 client can have received events: what never left this process it did not."""
@@ -165,7 +171,11 @@ class SessionSocket:
                     self._replaying = self._lagging = False
                 if not behind and not self._control:
                     return
-                payloads = self._take_events() if behind else []
+                if behind:
+                    payloads = self._take_events()
+                else:
+                    # No event is in doubt while only answers wait for the kernel.
+                    payloads, self._batch_after = [], self.position
                 if self._control:
                     payloads = self._control + payloads
                     self._control = []
@@ -228,6 +238,7 @@ class SessionSocket:
 
     def _send_snapshot(self, reason: str) -> None:
         self.position = self.acked = self._runner.visible_seq
+        self._runner.progressed()
         self._send_control(snapshot(self._runner.session, reason, last_seq=self.position))
 
     def answer(self, effect: Accepted | Refused) -> None:
@@ -239,6 +250,8 @@ class SessionSocket:
         if payload is not None:
             self._control.append(payload)
             self.flush_nowait()
+            if len(self._control) >= MAX_WAITING_ANSWERS:
+                self.end(CloseCode.TOO_SLOW, "too slow: answers are not taken; resume when ready")
 
     def send_control(self, fields: dict[str, object]) -> None:
         """Send one object that is not of the log; it goes before waiting events."""
@@ -254,7 +267,7 @@ class SessionSocket:
         if seq > self.acked:
             self.acked = seq
             self._runner.progressed()
-            if self._is_flushing:
+            if self._moved is not None:
                 self._moved.set()
             self.flush_nowait()
 
@@ -274,6 +287,10 @@ class SessionSocket:
                 self._need_flusher()
 
     # ------------------------------------------------------------------ the flusher task
+
+    def finish(self) -> None:
+        """The connection's nursery is about to close: from now on nothing can be started in it."""
+        self._start_flusher = None
 
     def begin(self, start_flusher: Callable[[], None]) -> None:
         """From now on ``start_flusher`` starts ``flush`` in the connection's nursery when it is needed.
@@ -310,9 +327,10 @@ class SessionSocket:
                     self._runner.progressed()
                     self.flush_nowait()
                 elif self._window_is_full():
-                    self._moved = trio.Event()
+                    self._moved = moved = trio.Event()
                     with trio.move_on_after(self._limits.send_timeout) as patience:
-                        await self._moved.wait()
+                        await moved.wait()
+                    self._moved = None
                     if patience.cancelled_caught:
                         return CloseCode.TOO_SLOW, "too slow: nothing was acknowledged; resume when ready"
                 else:

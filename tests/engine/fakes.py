@@ -168,6 +168,7 @@ class FakeConnection(ClientConnection):
     def send_nowait(self, payloads: Sequence[bytes]) -> bool:
         """Take, or hold while stalled."""
         if self.lost is not None:
+            self._held += payloads
             raise self.lost
         if self.stalled:
             self._held += payloads
