@@ -56,7 +56,10 @@ async def run_connection(
             nursery.start_soon(_heartbeat, connection, socket, limits, telemetry)
         if identity.identity.expires_at is not None:
             nursery.start_soon(identity.run)
-        await until_over(reader.run)
+        try:
+            await until_over(reader.run)
+        finally:
+            socket.finish()
     return ending[0]
 
 

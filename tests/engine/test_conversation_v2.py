@@ -380,3 +380,19 @@ async def test_drain_tells_when_to_come_back_and_closes_1012(
     assert old.closed is not None
     assert new.closed is not None
     assert (old.closed[0], new.closed[0], old.types()) == (1012, 1012, [])
+
+
+@pytest.mark.parametrize("ticks", range(8))
+async def test_drain_spares_a_socket_that_is_leaving(
+    nursery: trio.Nursery, autojump_clock: Mock, ticks: int
+) -> None:
+    """However far the leaving of a client has come when the drain begins, nothing breaks."""
+    bench = await Bench(nursery).start()
+    sockets = [bench.connect(f"s{number}") for number in range(3)]
+    await trio.testing.wait_all_tasks_blocked()
+    for socket in sockets:
+        socket.drop(1000)
+    for _ in range(ticks):
+        await trio.lowlevel.checkpoint()
+    await bench.hub.drain()
+    assert bench.hub.socket_count == 0
