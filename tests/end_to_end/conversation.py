@@ -38,6 +38,8 @@ class WebsocketsClient:
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
+        self._batch: list[Message] = []
+        """v2: the rest of a frame that carried several events."""
 
     def send(self, message: Message) -> None:
         """See ``Client``."""
@@ -45,14 +47,17 @@ class WebsocketsClient:
 
     def receive(self) -> Message:
         """See ``Client``."""
-        event = json.loads(self.connection.recv(timeout=RECEIVE_SECONDS))
+        if not self._batch:
+            received = json.loads(self.connection.recv(timeout=RECEIVE_SECONDS))
+            self._batch = received if isinstance(received, list) else [received]
+        event = self._batch.pop(0)
         assert isinstance(event, dict)
         return event
 
 
 @contextmanager
 def connected(url: str, **options: Any) -> Iterator[WebsocketsClient]:
-    """A v1 socket through ``websockets``, never compressed and never through a proxy."""
+    """A socket through ``websockets``: v1 unless ``options`` say otherwise, uncompressed, without a proxy."""
     with connect(url, compression=None, proxy=None, **options) as connection:
         yield WebsocketsClient(connection)
 
