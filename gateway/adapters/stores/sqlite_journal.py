@@ -252,8 +252,8 @@ class EventJournal:
             )
         self._db.execute(
             "UPDATE session SET last_seq = ?, trimmed_to = ?, last_event_id = ?, journaled = ?"
-            " WHERE session_id = ?",
-            (head.last_seq, head.trimmed_to, head.last_event_id, self._last_id, head.session_id),
+            " WHERE number = ?",
+            (head.last_seq, head.trimmed_to, head.last_event_id, self._last_id, head.number),
         )
 
 

@@ -95,6 +95,21 @@ def test_what_is_trimmed_in_time_is_never_written_twice(db: apsw.Connection) -> 
     assert opened(db).load("s0") == StoredSession("s0", "ada", None, first_seq=50, last_seq=49)
 
 
+def test_a_life_that_ends_in_the_commit_it_began_in_leaves_no_rows(db: apsw.Connection) -> None:
+    """Events that a reset in the same group drops are not settled: nobody would delete them."""
+    tables = opened(db)
+    tables.claim("s0", "ada", 1.0)
+    while tables.delete_discarded(100):
+        pass
+    commit(tables, SessionCommit("s0", events=events(1, 3)), SessionCommit("s0", reset=True))
+    while tables.delete_discarded(100):
+        pass
+    while tables.journal.settle():
+        pass
+
+    assert (rows(db, "event_pack"), rows(db, "discarded")) == (0, 0)
+
+
 def test_journal_ids_go_on_after_the_journal_was_emptied(db: apsw.Connection) -> None:
     """An id that is used again would be taken for settled and skipped."""
     for seq in range(1, 6):

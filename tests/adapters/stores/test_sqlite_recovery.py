@@ -125,7 +125,7 @@ async def test_another_programs_database_is_refused_untouched(place: Place) -> N
 # ---------------------------------------------------------------------- damage
 
 
-@pytest.mark.parametrize("damage", ["not a database", "overwritten", "cut short"])
+@pytest.mark.parametrize("damage", ["not a database", "overwritten", "overwritten deep inside", "cut short"])
 async def test_a_damaged_file_is_moved_aside_at_open(place: Place, damage: str) -> None:
     """A fresh file is begun, the damaged one kept under its time, and it is said in the log."""
     async with place.open() as store:
@@ -136,6 +136,7 @@ async def test_a_damaged_file_is_moved_aside_at_open(place: Place, damage: str) 
     rotten = {
         "not a database": b"\x00garbage" * 1_000,
         "overwritten": content[:8_192] + b"\xff" * 16_384 + content[24_576:],
+        "overwritten deep inside": content[:-4_096] + b"\xff" * 4_096,
         "cut short": content[: len(content) // 2],
     }[damage]
     place.path.write_bytes(rotten)
