@@ -80,6 +80,8 @@ class Session:
         self._turn_message = record.turn_message if record else None
         self._resumable = record.resumable if record else False
         self._text_prefix = record.text_prefix if record else ""
+        self._text_prefix_of = self.turn_id
+        """The turn that ``_text_prefix`` is of: the one that clients see, which may be over already."""
         self._last_event_id = stored.last_event_id if stored else None
         self.pending: dict[str, PendingCall] = {
             call.call_id: call for call in (record.pending if record else ())
@@ -92,9 +94,10 @@ class Session:
             for entry in stored.ledger:
                 self._ledger.add(entry)
             self._decisions = {decision.call_id: decision.decision for decision in stored.decisions}
+        self._touched_at = now
+        self._stored_record = record or self.record()
         if record is None:
             self._unsaved.record = True
-        self._touched_at = now
 
     # ------------------------------------------------------------------ inputs: clients
 
@@ -182,7 +185,6 @@ class Session:
         self.turn_id = message.turn_id
         self._turn_message = message
         self._resumable = False
-        self._text_prefix = ""
         self._last_event_id = None
         started: dict[str, object] = {"type": "turn_started", "turn_id": message.turn_id}
         if message.message_id is not None:
@@ -264,10 +266,12 @@ class Session:
         dropped = self.log.trim_to(seq)
         if not dropped:
             return
-        answer = [event for event in dropped if event.seq > self.turn_first_seq]
-        if answer and self.turn_state is TurnState.RUNNING:
-            self._text_prefix += answer_text(answer)
-            self._unsaved.record = True
+        shown = self.shown
+        if shown.turn_state is TurnState.RUNNING and dropped[-1].seq > shown.turn_first_seq:
+            if self._text_prefix_of != shown.turn_id:
+                self._text_prefix_of, self._text_prefix = shown.turn_id, ""
+            self._text_prefix += answer_text(event for event in dropped if event.seq > shown.turn_first_seq)
+            self._unsaved.record |= shown.turn_id == self.turn_id
         self._unsaved.trimmed_to = seq
 
     def renew_epoch(self) -> None:
@@ -294,12 +298,26 @@ class Session:
         """Messages accepted whose turn has not started."""
         return len(self._queue) + len(self._overtaking)
 
+    @property
+    def shown(self) -> SessionRecord:
+        """The state that goes with the newest event that clients may see; told to whoever joins.
+
+        With a store it is the one that the store holds. It has to go with the events: else a client is told
+        of a turn's end and gets that turn's last tokens after it, or of a call and gets the call once more.
+        """
+        return self._stored_record if self._keeps_commits else self.record()
+
+    def show(self, stored: SessionRecord) -> None:
+        """The record of a commit is stored now, and so are the events that came with it."""
+        self._stored_record = stored
+
     def running_text(self, upto: int) -> str:
         """The running answer up to seq ``upto``: what a client that lost the events can show."""
-        if self.turn_state is not TurnState.RUNNING:
+        shown = self.shown
+        if shown.turn_state is not TurnState.RUNNING:
             return ""
-        held = self.log.between(self.turn_first_seq, upto)
-        return self._text_prefix + answer_text(held)
+        prefix = self._text_prefix if self._text_prefix_of == shown.turn_id else ""
+        return prefix + answer_text(self.log.between(shown.turn_first_seq, upto))
 
     def take_commit(self) -> SessionCommit | None:
         """All changes since the last call as one atomic step, or None when there are none."""
@@ -319,7 +337,7 @@ class Session:
             turn_message=self._turn_message,
             resumable=self._resumable,
             pending=tuple(self.pending.values()),
-            text_prefix=self._text_prefix,
+            text_prefix=self._text_prefix if self._text_prefix_of == self.turn_id else "",
         )
 
     # ------------------------------------------------------------------ inner

@@ -44,9 +44,10 @@ def snapshot(session: Session, reason: str, *, last_seq: int) -> dict[str, objec
 
 def turn(session: Session) -> dict[str, object]:
     """The current turn: its id, None before the first, and the state."""
-    return {"id": session.turn_id, "state": session.turn_state.value}
+    shown = session.shown
+    return {"id": shown.turn_id, "state": shown.turn_state.value}
 
 
 def pending(session: Session) -> list[object]:
     """The tool calls that wait for the client, as they were sent."""
-    return [orjson.loads(call.data) for call in session.pending.values()]
+    return [orjson.loads(call.data) for call in session.shown.pending]

@@ -25,7 +25,7 @@ from gateway.core.effects import Accepted, Effect, Refused, StartTurn, StopTurn
 from gateway.core.errors import StoreDelayed, StoreUnavailable
 from gateway.core.limits import Limits
 from gateway.core.session import Sender, Session
-from gateway.core.storage import SessionCommit
+from gateway.core.storage import SessionCommit, SessionRecord
 from gateway.engine.group_commit import GroupCommit
 from gateway.ports import Clock, Telemetry
 
@@ -103,7 +103,7 @@ class SessionRunner:
         self.detached_positions = [self.visible_seq] if was_stored else []
         """Where v1 sockets that fell off had got to; the next v1 socket takes up the oldest. After a
         restart that is unknown, and tokens must not come twice: only what is new then is shown."""
-        self._calls_to_repeat = [call.data for call in session.pending.values()] if was_stored else []
+        self._calls_to_repeat = [call.data for call in session.shown.pending] if was_stored else []
         self._attachments: dict[Attachment, None] = {}
         self._limits = limits
         self._run_turn = run_turn
@@ -114,6 +114,7 @@ class SessionRunner:
         self._deferred: list[_Answer | StartTurn] = []
         self._in_flight: list[_Answer | StartTurn] = []
         self._in_flight_seq = self.visible_seq
+        self._in_flight_record: SessionRecord | None = None
         self._turns: dict[str, trio.CancelScope] = {}
         self._marks: list[tuple[float, int]] = []
         """(time, newest seq then): what is older than the retention is found by these."""
@@ -282,11 +283,17 @@ class SessionRunner:
             return None
         self._in_flight, self._deferred = self._deferred, []
         self._in_flight_seq = self.session.log.last_seq
-        return self.session.take_commit()
+        commit = self.session.take_commit()
+        if commit is not None:
+            self._in_flight_record = commit.record
+        return commit
 
     def stored(self) -> None:
         """Show the new events to the sockets and perform the effects that waited."""
         self.visible_seq = self._in_flight_seq
+        if self._in_flight_record is not None:
+            self.session.show(self._in_flight_record)
+            self._in_flight_record = None
         if self._in_flight:
             performing, self._in_flight = self._in_flight, []
             for item in performing:
