@@ -79,6 +79,8 @@ async def check_agent(
                 outcome, detail = SKIPPED, str(exc)
             except (httpx.HTTPError, trio.TooSlowError) as exc:
                 outcome, detail = FAILED, f"No usable answer: {exc!r}"
+            except Exception as exc:  # an answer nobody thought of must not end the other checks
+                outcome, detail = FAILED, f"The answer cannot be understood: {exc!r}"
             result = CheckResult(name, requirement, outcome, detail)
             results.append(result)
             on_result(result)

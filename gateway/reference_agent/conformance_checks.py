@@ -11,87 +11,19 @@ from gateway.reference_agent.conformance_client import (
     Probe,
     Recording,
 )
+from gateway.reference_agent.conformance_rules import STREAM_TIMEOUT, fault_if, refused, well_formed
 
 TALK = "Hello! Answer in one short sentence, without using any tool."
 READ = "Read the file README.md with your tool."
 WRITE = "Create the file conformance.txt with content hello"
 LONG = "Count to 200, all numbers in words or digits, one after the other."
 
-STREAM_TIMEOUT = 60.0
-"""Seconds of silence after which the gateway gives up by default (``AGENT_STREAM_TIMEOUT``)."""
-
 Check = Callable[[Probe], Awaitable[None]]
-
-
-def _fault_if(condition: bool, text: str) -> None:
-    if condition:
-        raise ContractFaultError(text)
-
-
-def _well_formed(recording: Recording) -> Recording:
-    """Hold one stream to the rules every stream has. Returns it."""
-    _fault_if(recording.status != 200, f"Expected status 200 and a stream, got status {recording.status}.")
-    content_type = recording.headers.get("content-type", "")
-    _fault_if(
-        content_type.split(";")[0].strip().lower() != "text/event-stream",
-        f"Expected Content-Type text/event-stream, got {content_type or 'none'}.",
-    )
-    _fault_if(
-        recording.ended_by not in ("done", "end of stream", "cut by us"),
-        f"The stream ended by {recording.ended_by}.",
-    )
-    _fault_if(recording.lingered, "The stream stayed open after its `done`.")
-    _fault_if(
-        recording.longest_silence > STREAM_TIMEOUT,
-        f"Silent for {recording.longest_silence:.0f} s: send `: heartbeat` comments while thinking.",
-    )
-    for event in recording.events:
-        _fault_if(event.payload is None, f"An event is not a JSON object: {event.data[:80]!r}.")
-        _fault_if(not event.type, f"An event has no `type`: {event.data[:80]!r}.")
-        _check_fields(event.type, event.payload or {})
-    return recording
-
-
-def _check_fields(kind: str, payload: dict[str, Any]) -> None:
-    def needs(name: str, kind_of: type, where: dict[str, Any] = payload) -> None:
-        if not isinstance(where.get(name), kind_of):
-            raise ContractFaultError(
-                f"{kind} needs `{name}` ({kind_of.__name__}), got {where.get(name)!r:.60}."
-            )
-
-    if kind == "assistant_message":
-        needs("token", str)
-        needs("is_final", bool)
-    elif kind == "tool_call":
-        for name, kind_of in (
-            ("call_id", str),
-            ("tool_name", str),
-            ("arguments", dict),
-            ("requires_approval", bool),
-        ):
-            needs(name, kind_of)
-    elif kind == "agent_switched":
-        merged = {**(payload.get("metadata") or {}), **{k: v for k, v in payload.items() if v is not None}}
-        for name in ("from_agent", "to_agent", "reason"):
-            needs(name, str, merged)
-    elif kind == "error":
-        text = payload.get("error") or payload.get("content")
-        _fault_if(not isinstance(text, str), "error needs its text as `error` or `content`.")
-
-
-def _refused(recording: Recording, what: str) -> None:
-    """Hold an answer to being a refusal: an `error` event, or a status from 400 to 499."""
-    if 400 <= recording.status < 500:
-        return
-    _well_formed(recording)
-    _fault_if(
-        not recording.of_type("error"), f"{what} must be answered with an error, got: {recording.describe()}."
-    )
 
 
 async def _get_calls(probe: Probe, prompt: str, *, approval: bool) -> list[dict[str, Any]]:
     """Tool calls that a prompt leads to, calls of the other kind answered on the way."""
-    recording = _well_formed(await probe.say(prompt))
+    recording = well_formed(await probe.say(prompt))
     for _ in range(6):
         calls = recording.of_type("tool_call")
         if not calls:
@@ -108,8 +40,8 @@ async def _answer_all(probe: Probe, calls: list[dict[str, Any]]) -> Recording:
     recording = Recording()
     for call in calls:
         if call["requires_approval"]:
-            _well_formed(await probe.post(_decision(call, "approve")))
-        recording = _well_formed(await probe.post(_result(call)))
+            well_formed(await probe.post(_decision(call, "approve")))
+        recording = well_formed(await probe.post(_result(call)))
     return recording
 
 
@@ -142,61 +74,61 @@ async def check_key(probe: Probe) -> None:
         raise NotApplicableError("No key was given.")
     stranger = Probe(probe.http, "not the key", timeout=probe.timeout)
     recording = await stranger.say(TALK)
-    _fault_if(recording.status not in (401, 403), f"A wrong key got status {recording.status}.")
+    fault_if(recording.status not in (401, 403), f"A wrong key got status {recording.status}.")
 
 
 async def check_stream(probe: Probe) -> None:
     """A user_message is answered by a stream of well-formed events with a final one, which then ends."""
-    recording = await _finish(probe, _well_formed(await probe.say(TALK)))
-    _fault_if(bool(recording.of_type("error")), f"The answer is an error: {recording.of_type('error')[:1]}.")
-    _fault_if(not recording.text, f"No assistant_message with text came, but: {recording.describe()}.")
+    recording = await _finish(probe, well_formed(await probe.say(TALK)))
+    fault_if(bool(recording.of_type("error")), f"The answer is an error: {recording.of_type('error')[:1]}.")
+    fault_if(not recording.text, f"No assistant_message with text came, but: {recording.describe()}.")
     finals = [one["is_final"] for one in recording.of_type("assistant_message")]
-    _fault_if(True not in finals, "No assistant_message has `is_final` true.")
-    _fault_if(True in finals[:-1], "Tokens came after the one with `is_final` true.")
+    fault_if(True not in finals, "No assistant_message has `is_final` true.")
+    fault_if(True in finals[:-1], "Tokens came after the one with `is_final` true.")
 
 
 async def check_tool_call_ends_stream(probe: Probe) -> None:
     """After a tool_call the stream ends: the runtime neither goes on talking nor runs the tool itself."""
     await _get_calls(probe, READ, approval=False)
     other = probe.another_session()
-    recording = _well_formed(await other.say(READ))
+    recording = well_formed(await other.say(READ))
     kinds = [event.type for event in recording.events]
     if "tool_call" not in kinds:
         raise NotApplicableError("The second time it called no tool.")
     after = kinds[kinds.index("tool_call") :]
-    _fault_if("assistant_message" in after, "It went on talking after a tool_call in the same stream.")
+    fault_if("assistant_message" in after, "It went on talking after a tool_call in the same stream.")
 
 
 async def check_tool_result(probe: Probe) -> None:
     """A tool_result continues the work, to a final answer in the end."""
     calls = await _get_calls(probe, READ, approval=False)
     recording = await _finish(probe, await _answer_all(probe, calls))
-    _fault_if(
+    fault_if(
         bool(recording.of_type("error")), f"The result led to an error: {recording.of_type('error')[:1]}."
     )
-    _fault_if(not recording.is_final, f"No final answer came, but: {recording.describe()}.")
+    fault_if(not recording.is_final, f"No final answer came, but: {recording.describe()}.")
 
 
 async def check_result_twice(probe: Probe) -> None:
     """A second tool_result for the same call is refused."""
     calls = await _get_calls(probe, READ, approval=False)
     await _answer_all(probe, calls)
-    _refused(await probe.post(_result(calls[0])), "A second tool_result")
+    refused(await probe.post(_result(calls[0])), "A second tool_result")
 
 
 async def check_approve(probe: Probe) -> None:
     """Approved, the call may be run, and its tool_result continues the work."""
     calls = await _get_calls(probe, WRITE, approval=True)
     recording = await _finish(probe, await _answer_all(probe, calls))
-    _fault_if(not recording.is_final, f"No final answer came, but: {recording.describe()}.")
+    fault_if(not recording.is_final, f"No final answer came, but: {recording.describe()}.")
 
 
 async def check_edit(probe: Probe) -> None:
     """A decision `edit` is taken with its modified_arguments, in any letter case."""
     calls = await _get_calls(probe, WRITE, approval=True)
     edited = {**calls[0]["arguments"]}
-    recording = _well_formed(await probe.post(_decision(calls[0], "edit", modified_arguments=edited)))
-    _fault_if(bool(recording.of_type("error")), f"An edit was refused: {recording.of_type('error')[:1]}.")
+    recording = well_formed(await probe.post(_decision(calls[0], "edit", modified_arguments=edited)))
+    fault_if(bool(recording.of_type("error")), f"An edit was refused: {recording.of_type('error')[:1]}.")
 
 
 async def check_reject(probe: Probe) -> None:
@@ -204,24 +136,24 @@ async def check_reject(probe: Probe) -> None:
     calls = await _get_calls(probe, WRITE, approval=True)
     recording = Recording()
     for call in calls:
-        recording = _well_formed(
+        recording = well_formed(
             await probe.post(_decision(call, "reject", feedback="Do nothing; just stop."))
         )
     recording = await _finish(probe, recording)
-    _fault_if(not recording.is_final, f"No final answer came, but: {recording.describe()}.")
+    fault_if(not recording.is_final, f"No final answer came, but: {recording.describe()}.")
 
 
 async def check_second_decision(probe: Probe) -> None:
     """A second decision on the same call is refused."""
     calls = await _get_calls(probe, WRITE, approval=True)
-    _well_formed(await probe.post(_decision(calls[0], "approve")))
-    _refused(await probe.post(_decision(calls[0], "reject")), "A second decision")
+    well_formed(await probe.post(_decision(calls[0], "approve")))
+    refused(await probe.post(_decision(calls[0], "reject")), "A second decision")
 
 
 async def check_result_without_approval(probe: Probe) -> None:
     """A tool_result for a call that waits for approval is refused."""
     calls = await _get_calls(probe, WRITE, approval=True)
-    _refused(await probe.post(_result(calls[0])), "A tool_result before the approval")
+    refused(await probe.post(_result(calls[0])), "A tool_result before the approval")
 
 
 async def check_pending_approvals(probe: Probe) -> None:
@@ -229,52 +161,53 @@ async def check_pending_approvals(probe: Probe) -> None:
     calls = await _get_calls(probe, WRITE, approval=True)
     path = f"/sessions/{probe.session_id}/pending-approvals"
     before = (await probe.get(path)).text
-    _fault_if(calls[0]["call_id"] not in before, f"GET {path} does not show the waiting call.")
-    _well_formed(await probe.post(_decision(calls[0], "reject")))
+    fault_if(calls[0]["call_id"] not in before, f"GET {path} does not show the waiting call.")
+    well_formed(await probe.post(_decision(calls[0], "reject")))
     after = (await probe.get(path)).text
-    _fault_if(calls[0]["call_id"] in after, f"GET {path} still shows a call that was decided.")
+    fault_if(calls[0]["call_id"] in after, f"GET {path} still shows a call that was decided.")
 
 
 async def check_unknown_call(probe: Probe) -> None:
     """Results and decisions for calls that do not exist are refused, not a crash."""
     call = {"call_id": "no-such-call", "tool_name": "read_file"}
-    _refused(await probe.post(_result(call)), "A tool_result for an unknown call")
-    _refused(await probe.post(_decision(call, "approve")), "A decision on an unknown call")
+    refused(await probe.post(_result(call)), "A tool_result for an unknown call")
+    refused(await probe.post(_decision(call, "approve")), "A decision on an unknown call")
 
 
 async def check_bad_messages(probe: Probe) -> None:
     """Unknown types and missing fields are refused, bad JSON with 4xx; the session stays usable."""
-    _refused(await probe.post({"type": "no_such_type"}), "An unknown type")
-    _refused(await probe.post({"type": "user_message"}), "A user_message without content")
+    refused(await probe.post({"type": "no_such_type"}), "An unknown type")
+    refused(await probe.post({"type": "user_message"}), "A user_message without content")
     for body in (b"{not json", b"[]", b"{}"):
         recording = await probe.post_raw(body)
-        _fault_if(
+        fault_if(
             not 400 <= recording.status < 500,
             f"The body {body.decode()!r} must get a status from 400 to 499, got {recording.status}.",
         )
-    _well_formed(await probe.say(TALK))
+    well_formed(await probe.say(TALK))
 
 
 async def check_switch(probe: Probe) -> None:
     """switch_agent is answered by agent_switched; an agent that does not exist is refused."""
     answer = await probe.post({"type": "switch_agent", "agent_type": "ask", "reason": "check"})
-    _well_formed(answer)
+    well_formed(answer)
     switches = answer.of_type("agent_switched")
-    _fault_if(not switches, f"switch_agent to `ask` led to no agent_switched, but: {answer.describe()}.")
-    metadata = switches[0].get("metadata") or {}
-    to_agent = switches[0].get("to_agent") or metadata.get("to_agent")
-    _fault_if(to_agent != "ask", f"agent_switched says to_agent {to_agent!r}, not 'ask'.")
+    fault_if(not switches, f"switch_agent to `ask` led to no agent_switched, but: {answer.describe()}.")
+    metadata = switches[0].get("metadata")
+    lifted = metadata if isinstance(metadata, dict) else {}
+    to_agent = switches[0].get("to_agent") or lifted.get("to_agent")
+    fault_if(to_agent != "ask", f"agent_switched says to_agent {to_agent!r}, not 'ask'.")
     unknown = await probe.post({"type": "switch_agent", "agent_type": "no_such_agent"})
-    _refused(unknown, "A switch to an unknown agent")
+    refused(unknown, "A switch to an unknown agent")
 
 
 async def check_cancel(probe: Probe) -> None:
     """Closing the request stops the work: the session takes the next message at once."""
     await probe.post({"type": "user_message", "content": LONG}, cut_after=2)
     began = trio.current_time()
-    recording = _well_formed(await probe.say(TALK))
-    _fault_if(bool(recording.of_type("error")), f"The next message got {recording.of_type('error')[:1]}.")
-    _fault_if(trio.current_time() - began > STREAM_TIMEOUT, "The next message was answered only much later.")
+    recording = well_formed(await probe.say(TALK))
+    fault_if(bool(recording.of_type("error")), f"The next message got {recording.of_type('error')[:1]}.")
+    fault_if(trio.current_time() - began > STREAM_TIMEOUT, "The next message was answered only much later.")
 
 
 async def check_sessions_apart(probe: Probe) -> None:
@@ -284,7 +217,7 @@ async def check_sessions_apart(probe: Probe) -> None:
 
     async def talk(one: Probe) -> None:
         try:
-            _well_formed(await one.say(TALK))
+            well_formed(await one.say(TALK))
         except ContractFaultError as exc:
             faults.append(exc)
 
@@ -294,12 +227,12 @@ async def check_sessions_apart(probe: Probe) -> None:
     if faults:
         raise faults[0]
     history = await probe.get(f"/sessions/{probe.session_id}/history")
-    _fault_if(history.text.count(TALK) > 1, "One session's history holds another's message.")
+    fault_if(history.text.count(TALK) > 1, "One session's history holds another's message.")
 
 
 async def check_routes(probe: Probe) -> None:
     """The reading routes answer 200 with JSON, and 404 with a `detail` for a session that is not there."""
-    _well_formed(await probe.say(TALK))
+    well_formed(await probe.say(TALK))
     session = probe.session_id
     for path in (
         "/agents",
@@ -314,44 +247,44 @@ async def check_routes(probe: Probe) -> None:
         "/events/audit-log",
     ):
         response = await probe.get(path)
-        _fault_if(response.status_code != 200, f"GET {path} answers {response.status_code}, not 200.")
+        fault_if(response.status_code != 200, f"GET {path} answers {response.status_code}, not 200.")
         content_type = response.headers.get("content-type", "")
-        _fault_if("json" not in content_type, f"GET {path} answers {content_type or 'no type'}, not JSON.")
+        fault_if("json" not in content_type, f"GET {path} answers {content_type or 'no type'}, not JSON.")
     missing = await probe.get(f"/sessions/{session}-not-there/history")
-    _fault_if(
+    fault_if(
         missing.status_code != 404,
         f"The history of a session that is not there answers {missing.status_code}, not 404.",
     )
-    _fault_if('"detail"' not in missing.text, "The 404 has no `detail`.")
+    fault_if('"detail"' not in missing.text, "The 404 has no `detail`.")
     created = await probe.http.post("/sessions", json={}, headers=probe.headers())
-    _fault_if(created.status_code not in (200, 201), f"POST /sessions answers {created.status_code}.")
-    _fault_if("session_id" not in created.text, "POST /sessions does not say the new `session_id`.")
+    fault_if(created.status_code not in (200, 201), f"POST /sessions answers {created.status_code}.")
+    fault_if("session_id" not in created.text, "POST /sessions does not say the new `session_id`.")
 
 
 async def check_resume(probe: Probe) -> None:
     """A resumable stream has an id on every event and continues after Last-Event-ID, losing nothing."""
     message = {"type": "user_message", "content": LONG}
     key = {"Idempotency_Key": f"turn-{probe.session_id}"}
-    cut = _well_formed(await probe.post(message, headers=key, cut_after=3))
+    cut = well_formed(await probe.post(message, headers=key, cut_after=3))
     if cut.headers.get("x-stream-resumable") != "1":
         raise NotApplicableError("It does not offer X-Stream-Resumable: 1.")
     if cut.ended_by != "cut by us":
         raise NotApplicableError("The answer was too short to be cut.")
     ids = [event.event_id for event in cut.events]
-    _fault_if(not all(ids) or len(set(ids)) != len(ids), f"Each event needs an `id` of its own, got {ids}.")
-    rest = _well_formed(await probe.post(message, headers={**key, "Last_Event_ID": str(ids[-1])}))
-    whole = _well_formed(await probe.post(message, headers=key))
+    fault_if(not all(ids) or len(set(ids)) != len(ids), f"Each event needs an `id` of its own, got {ids}.")
+    rest = well_formed(await probe.post(message, headers={**key, "Last_Event_ID": str(ids[-1])}))
+    whole = well_formed(await probe.post(message, headers=key))
     joined = [event.data for event in cut.events] + [event.data for event in rest.events]
     told = [event.data for event in whole.events]
-    _fault_if(
+    fault_if(
         bool(rest.events) and rest.events[0].event_id in ids,
         "The resumed stream repeats events that came before Last-Event-ID.",
     )
-    _fault_if(
+    fault_if(
         joined != told, f"Cut and rest make {len(joined)} events, the whole stream has {len(told)} or others."
     )
     history = (await probe.get(f"/sessions/{probe.session_id}/history")).text
-    _fault_if(history.count(LONG) > 1, "The work was started more than once: the message is there twice.")
+    fault_if(history.count(LONG) > 1, "The work was started more than once: the message is there twice.")
 
 
 CHECKS: tuple[tuple[str, Check], ...] = (
