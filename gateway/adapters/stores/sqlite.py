@@ -181,17 +181,21 @@ class SqliteStore(SessionStore):
         """
         now, run = self._clock.now(), self._connection.run
         # A wall clock may be set back: what matters is that it moved.
+        is_due = (
+            self._commits_to_checkpoint >= _CHECKPOINT_COMMITS
+            or abs(now - self._checkpointed_at) >= _CHECKPOINT_INTERVAL
+        )
+        # First, and always on a full disk: the room of the log is used again once it is copied back.
+        if self._connection.is_failing or is_due:
+            self._commits_to_checkpoint = 0
+            self._checkpointed_at = now
+            await self._connection.checkpoint()
         if await run(lambda tables: tables.journal.is_due) or abs(now - self._settled_at) >= _SETTLE_INTERVAL:
             self._settled_at = now
             await self._repeat(lambda tables: tables.journal.settle())
         await self._repeat(lambda tables: tables.delete_discarded(_STEP_ROWS))
         await self._repeat(lambda tables: tables.vacuum_some(_STEP_PAGES))
         self._held_bytes = await run(lambda tables: tables.held_bytes())
-        waited = abs(now - self._checkpointed_at)
-        if self._commits_to_checkpoint >= _CHECKPOINT_COMMITS or waited >= _CHECKPOINT_INTERVAL:
-            self._commits_to_checkpoint = 0
-            self._checkpointed_at = now
-            await self._connection.checkpoint()
         if abs(now - self._generation_at) >= _GENERATION_INTERVAL:
             self._generation_at = now
             await self._connection.renew_generation()

@@ -93,6 +93,11 @@ class SqliteConnection:
         except (apsw.Error, trio.TooSlowError) as error:
             raise self.unavailable(error) from error
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last thing that is known of writing is that it failed."""
+        return self._failing
+
     def written(self) -> None:
         """Take note that something could be written. A read proves nothing: it works on a full disk too."""
         if self._failing:

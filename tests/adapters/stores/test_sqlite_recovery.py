@@ -136,7 +136,7 @@ async def test_a_damaged_file_is_moved_aside_at_open(place: Place, damage: str) 
     rotten = {
         "not a database": b"\x00garbage" * 1_000,
         "overwritten": content[:8_192] + b"\xff" * 16_384 + content[24_576:],
-        "overwritten deep inside": content[:-4_096] + b"\xff" * 4_096,
+        "overwritten deep inside": content[: 11 * 4_096] + b"\xff" * 4_096 + content[12 * 4_096 :],
         "cut short": content[: len(content) // 2],
     }[damage]
     place.path.write_bytes(rotten)
