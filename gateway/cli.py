@@ -8,10 +8,10 @@ import traceback
 from collections.abc import Sequence
 
 import gateway
-from gateway.commands import agent, check_agent, check_config, demo, dev_token, serve, version
+from gateway.commands import agent, chat, check_agent, check_config, demo, dev_token, serve, version
 from gateway.commands.exit_codes import EXPLAINED, CommandFailed, ExitCode
 
-COMMANDS = (demo, serve, agent, check_config, check_agent, dev_token, version)
+COMMANDS = (demo, serve, agent, chat, check_config, check_agent, dev_token, version)
 
 _DESCRIPTION = """\
 The piece between an AI-assisted IDE and its Agent Runtime: one WebSocket per session in,

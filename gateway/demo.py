@@ -37,10 +37,12 @@ class DemoOptions:
     """Folder for both databases; None takes one that is removed at the end."""
     workspace: Path = Path("demo-workspace")
     """Folder whose files the chat reads and writes."""
+    program: str = "gateway"
+    """How this program is called, for the line to paste."""
 
 
-Chat = Callable[[str], Awaitable[int]]
-"""Holds a conversation with the gateway at the URL; returns an exit code."""
+Chat = Callable[[str, str], Awaitable[int]]
+"""Holds a conversation with the gateway at a URL, with its internal key; returns an exit code."""
 
 
 async def run_demo(
@@ -80,7 +82,7 @@ async def run_demo(
             out.flush()
             task_status.started(url)
             if chat is not None:
-                code = await _until_stopped(stop, functools.partial(chat, url))
+                code = await _until_stopped(stop, functools.partial(chat, url, key))
                 stop.set()
             await trio.sleep_forever()
         return code
@@ -100,7 +102,7 @@ def introduction(
         f"  agent runtime  {agent_url}   (scripted: no network, no LLM)",
         f"  socket         {socket}/api/v1/ws/my-session",
         f"  REST           curl -H {shown_key} {url}/api/v1/agents",
-        f"  another chat   gateway chat {socket} --folder {shlex.quote(str(options.workspace))}",
+        f"  another chat   {options.program} chat {url} --folder {shlex.quote(str(options.workspace))}",
         "",
     ]
     if chatting:

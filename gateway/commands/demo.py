@@ -6,12 +6,15 @@ import argparse
 import functools
 import logging
 import os
+import secrets
+import shlex
 import sys
 from pathlib import Path
 
 import structlog
 import trio
 
+from gateway.chat import ChatOptions, run_chat
 from gateway.commands.exit_codes import CommandFailed, ExitCode
 from gateway.commands.parsers import add_bind, add_command
 from gateway.commands.running import expected_failure, run_until_stopped
@@ -64,7 +67,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve, and chat when there is somebody to chat with."""
-    options = DemoOptions(bind=arguments.bind, data=arguments.data, workspace=arguments.workspace)
+    called = Path(sys.argv[0])
+    options = DemoOptions(
+        bind=arguments.bind,
+        data=arguments.data,
+        workspace=arguments.workspace,
+        program=shlex.quote(str(called)) if called.name == "gateway" else "gateway",
+    )
     chats = sys.stdin.isatty() if arguments.chat is None else arguments.chat
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -87,5 +96,15 @@ async def _work(options: DemoOptions, chat: Chat | None, stop: trio.Event) -> in
         raise CommandFailed(explain_start_failure(reason)) from None
 
 
-def _make_chat(_: DemoOptions) -> Chat | None:
-    return None
+def _make_chat(options: DemoOptions) -> Chat:
+    async def chat(url: str, internal_key: str) -> int:
+        options.workspace.mkdir(parents=True, exist_ok=True)
+        chat_options = ChatOptions(
+            url=url,
+            session_id=f"demo-{secrets.token_hex(4)}",
+            folder=options.workspace,
+            internal_key=internal_key,
+        )
+        return await run_chat(chat_options, stdin=sys.stdin, stdout=sys.stdout)
+
+    return chat
