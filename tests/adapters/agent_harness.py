@@ -39,7 +39,10 @@ async def read_request(stream: trio.abc.ReceiveStream) -> bytes:
         (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
     )
     while len(body) < length:
-        body += await stream.receive_some()
+        data = await stream.receive_some()
+        if not data:
+            return b""
+        body += data
     return head + b"\r\n\r\n" + body
 
 
