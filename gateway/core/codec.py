@@ -21,6 +21,7 @@ MAX_DEPTH = 64
 
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NOT_BRACKETS = re.compile(rb"[^\[\]{}]+")
+_INNERMOST = re.compile(rb"\[\]|\{\}")
 
 
 class _DuplicateKey(ValueError):
@@ -142,7 +143,8 @@ def _depth_exceeds(data: bytes, limit: int) -> bool:
     # All at C speed: drop strings, keep brackets, then peel the innermost pairs once per level.
     brackets = _NOT_BRACKETS.sub(b"", _STRINGS.sub(b"", data))
     for _ in range(limit):
-        peeled = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        # Both kinds in one pass: after a pass of its own for each, {[]} would count as one level.
+        peeled = _INNERMOST.sub(b"", brackets)
         if len(peeled) == len(brackets):
             # Unbalanced, or nothing left: the parser says which. Only a long run of openers can still
             # be deep, and it must not reach a recursive parser.

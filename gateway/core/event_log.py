@@ -103,4 +103,5 @@ class EventLog:
         seq = max(self.first_seq, self.last_seq - max_events * 9 // 10)
         while seq < self.last_seq and self.bytes_after(seq) > max_bytes * 9 // 10:
             seq += 1
-        return seq
+        # The newest stays, however large: there may be nobody yet who has seen it.
+        return min(seq, self.last_seq - 1)
