@@ -1,0 +1,95 @@
+"""Who kills the gateway, and when: after a random time, or at the very moment something happens."""
+
+from __future__ import annotations
+
+import random
+
+import trio
+
+from tests.faults.cutting_proxy import CuttingProxy
+from tests.faults.gateway_process import GatewayFailed, GatewayProcess
+
+POINTS = ("post", "token", "sent", "ack", "call", "decided", "ended")
+"""What a kill may strike at, as clients and runtime see it."""
+
+
+class Chaos:
+    """Kills the gateway ``kills`` times, and starts it again, while the proxies cut ``cuts`` connections."""
+
+    def __init__(
+        self, randomness: random.Random, *, kills: int, cuts: int, mean_uptime: float
+    ) -> None:
+        self._random = randomness
+        self._mean_uptime = mean_uptime
+        self.kills_wanted = kills
+        self.cuts_wanted = cuts
+        self.kills = 0
+        self.gateway: GatewayProcess | None = None
+        self._point: str | None = None
+        self.killed_at: dict[str, int] = {}
+
+    def notify(self, point: str) -> None:
+        """Something happened; a kill may have waited for it."""
+        if point == self._point and self.gateway is not None:
+            self._point = None
+            self._kill(point)
+
+    def _kill(self, why: str) -> None:
+        assert self.gateway is not None
+        if self.gateway.kill():
+            self.kills += 1
+            self.killed_at[why] = self.killed_at.get(why, 0) + 1
+
+    async def run(self, clients: CuttingProxy, agents: CuttingProxy) -> None:
+        """Until both numbers are reached; the gateway runs at the end."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cut_agents, agents)
+            nursery.start_soon(self._steer, clients)
+            while self.kills < self.kills_wanted or clients.cuts < self.cuts_wanted:
+                if self._is_behind(clients):
+                    await trio.sleep(0.05)
+                else:
+                    await self._kill_once()
+            nursery.cancel_scope.cancel()
+        clients.mean_bytes = agents.mean_bytes = None
+
+    def _is_behind(self, clients: CuttingProxy) -> bool:
+        """Whether the cuts have to catch up: kills and cuts are to fall together to the end."""
+        if self.kills >= self.kills_wanted:
+            return True
+        return clients.cuts < self.cuts_wanted * (self.kills / max(1, self.kills_wanted) - 0.05)
+
+    async def _kill_once(self) -> None:
+        gateway = self.gateway
+        assert gateway is not None
+        if self._random.random() < 0.05:
+            await trio.sleep(self._random.uniform(0, 0.1))
+            self._kill("start")
+        else:
+            await gateway.wait_listening()
+            await trio.sleep(self._random.expovariate(1 / self._mean_uptime))
+            if self._random.random() < 0.5:
+                self._point = self._random.choice(POINTS)
+                with trio.move_on_after(1.0):
+                    await gateway.wake.wait()
+                self._point = None
+            self._kill("time")
+        code = await gateway.reap()
+        if code != -9:
+            raise GatewayFailed(f"It ended by itself with {code}: {gateway.log_tail()}")
+        await gateway.begin()
+
+    async def _cut_agents(self, agents: CuttingProxy) -> None:
+        """Now and then every connection to the runtime at once, as if it had been killed."""
+        while True:
+            await trio.sleep(self._random.expovariate(0.5))
+            agents.cut_all()
+
+    async def _steer(self, clients: CuttingProxy) -> None:
+        """Keep the cuts in step with the kills."""
+        while True:
+            await trio.sleep(0.5)
+            done = self.kills / self.kills_wanted if self.kills_wanted else 1.0
+            late = clients.cuts < self.cuts_wanted * done
+            mean = clients.mean_bytes or 4000.0
+            clients.mean_bytes = min(200_000.0, max(600.0, mean * (0.8 if late else 1.25)))

@@ -1,0 +1,211 @@
+"""One run: processes, proxies, conversations and chaos put together, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import trio
+from attrs import Factory, define, frozen
+
+from tests.faults.agent_runtime import AgentRuntime
+from tests.faults.chaos import Chaos
+from tests.faults.checker import check_session
+from tests.faults.client import World
+from tests.faults.conversation import Conversation
+from tests.faults.cutting_proxy import CuttingProxy
+from tests.faults.gateway_process import gateway_process
+from tests.faults.records import SessionRecord
+from tests.faults.violations import Violation
+
+SETTINGS = {
+    "LOG_LEVEL": "WARNING",
+    "RATE_UPGRADES_PER_MINUTE": "0",
+    "RATE_MESSAGES_PER_MINUTE": "0",
+}
+
+
+@frozen
+class Options:
+    """What a run is to do."""
+
+    seed: int = 1
+    kills: int = 200
+    cuts: int = 2000
+    slots: int = 8
+    """Sessions at a time."""
+    mean_uptime: float = 0.15
+    cold: bool = False
+    """Execute each gateway anew instead of forking it from a process that has its imports."""
+    keep: Path | None = None
+    """Where the store, the log and the records of sessions with violations are left."""
+
+
+@define
+class Result:
+    """What came of a run."""
+
+    seed: int
+    seconds: float = 0.0
+    kills: int = 0
+    killed_at: dict[str, int] = Factory(dict)
+    cuts: int = 0
+    upstream_cuts: int = 0
+    connections: int = 0
+    starts: int = 0
+    start_seconds: float = 0.0
+    """The median, from the order to start to listening."""
+    sessions: int = 0
+    messages: int = 0
+    repeats: int = 0
+    """Messages that were sent again, answered ``duplicate``."""
+    posts: int = 0
+    events: int = 0
+    turns: Counter[str] = Factory(Counter)
+    joins: Counter[str] = Factory(Counter)
+    refusals: Counter[str] = Factory(Counter)
+    exit_code: int | None = None
+    violations: list[Violation] = Factory(list)
+
+
+async def run(options: Options, progress: Callable[[str], None]) -> Result:
+    """Do it. Raises ``GatewayFailed`` when the gateway does not start, or ends by itself."""
+    if options.keep is not None:
+        options.keep.mkdir(parents=True, exist_ok=True)
+        for pattern in ("faults.sqlite3*", "gateway.log", "*.json"):
+            for left in options.keep.glob(pattern):
+                left.unlink()
+        return await _run(options, options.keep, progress)
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        return await _run(options, Path(folder), progress)
+
+
+async def _run(options: Options, folder: Path, progress: Callable[[str], None]) -> Result:
+    began = trio.current_time()
+    randomness = random.Random(options.seed)
+    result = Result(options.seed)
+    chaos = Chaos(
+        random.Random(randomness.random()),
+        kills=options.kills,
+        cuts=options.cuts,
+        mean_uptime=options.mean_uptime,
+    )
+    runtime = AgentRuntime(random.Random(randomness.random()), chaos.notify)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(runtime.serve)
+        agents = CuttingProxy(runtime.port, random.Random(randomness.random()), 12_000.0)
+        await nursery.start(agents.serve)
+        settings = SETTINGS | {
+            "AGENT_URL": f"http://127.0.0.1:{agents.port}",
+            "STORE_URL": f"sqlite:///{folder / 'faults.sqlite3'}",
+        }
+        async with gateway_process(folder, settings, cold=options.cold) as gateway:
+            chaos.gateway = gateway
+            clients = CuttingProxy(gateway.port, random.Random(randomness.random()), 4000.0)
+            await nursery.start(clients.serve)
+            await gateway.begin()
+            await gateway.wait_listening()
+            await gateway_ready(gateway.port)
+            world = World(clients.port, gateway.port, chaos.notify, [])
+            over = trio.Event()
+            numbers = iter(range(10**9))
+
+            async def slot() -> None:
+                while not over.is_set():
+                    conversation = Conversation(next(numbers), world, options.seed)
+                    violations = await conversation.run()
+                    _judge(conversation.record, violations, runtime, result, folder)
+
+            async def report() -> None:
+                while True:
+                    await trio.sleep(5)
+                    progress(
+                        f"{trio.current_time() - began:4.0f} s  {chaos.kills} kills  {clients.cuts} cuts  "
+                        f"{result.sessions} sessions  {result.turns.total()} turns  "
+                        f"{len(result.violations)} violations"
+                    )
+
+            async with trio.open_nursery() as talking:
+                for _ in range(options.slots):
+                    talking.start_soon(slot)
+                nursery.start_soon(report)
+                await chaos.run(clients, agents)
+                over.set()
+            if gateway.wake.is_set():
+                await gateway.reap()
+                await gateway.begin()
+            result.exit_code = await gateway.stop()
+            result.starts = gateway.starts
+            result.start_seconds = sorted(gateway.start_seconds)[len(gateway.start_seconds) // 2]
+            log = (folder / "gateway.log").read_text("utf-8", "replace")
+        nursery.cancel_scope.cancel()
+    result.kills, result.killed_at, result.cuts = chaos.kills, chaos.killed_at, clients.cuts
+    result.upstream_cuts, result.connections = agents.cuts, clients.connections
+    result.seconds = trio.current_time() - began
+    for line in log.splitlines():
+        if '"level":"error"' in line or '"level": "error"' in line or line.startswith("Traceback"):
+            result.violations.append(Violation("protocol", "-", "gateway's log", line[:2000]))
+    for end in world.bad_ends:
+        result.violations.append(Violation("protocol", "-", "a client", end))
+    if result.exit_code != 0:
+        text = f"SIGTERM ended it with {result.exit_code}"
+        result.violations.append(Violation("protocol", "-", "gateway", text))
+    return result
+
+
+async def gateway_ready(port: int) -> None:
+    """Connecting works: what listens is really the gateway."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    await stream.aclose()
+
+
+def _judge(
+    record: SessionRecord,
+    violations: list[Violation],
+    runtime: AgentRuntime,
+    result: Result,
+    folder: Path,
+) -> None:
+    posts = runtime.posts.get(record.session_id, [])
+    found, turns = check_session(record, posts, runtime.executions)
+    violations = violations + found
+    result.sessions += 1
+    result.posts += len(posts)
+    result.turns.update(turn.outcome or "none" for turn in turns.values())
+    for client in record.clients:
+        for sent in client.sent.values():
+            result.messages += 1
+            result.repeats += any(answer.get("status") == "duplicate" for answer in sent.answers)
+            result.refusals.update(answer["code"] for answer in sent.answers if answer["type"] == "nack")
+        for entry in client.entries:
+            if entry.kind == "got":
+                result.events += "seq" in entry.value or not client.is_v2
+                if entry.value["type"] == "welcome":
+                    result.joins["resumed" if entry.value["resumed"] else "joined"] += 1
+                elif entry.value["type"] == "snapshot":
+                    result.joins[f"snapshot {entry.value['reason']}"] += 1
+    if violations:
+        result.violations += violations
+        dump = {
+            "violations": [violation._asdict() for violation in violations],
+            "audit": record.audit,
+            "final": record.final,
+            "clients": {
+                client.name: {
+                    "entries": client.entries,
+                    "sent": [attrs.asdict(sent) for sent in client.sent.values()],
+                }
+                for client in record.clients
+            },
+            "posts": [post._asdict() for post in posts],
+            "emitted": {
+                post.execution: runtime.executions[post.execution].events for post in posts
+            },
+        }
+        path = folder / f"{record.session_id}.json"
+        path.write_text(json.dumps(dump, ensure_ascii=False, indent=1), "utf-8")
