@@ -82,7 +82,7 @@ class Session:
         self._text_prefix = record.text_prefix if record else ""
         self._text_prefix_of = self.turn_id
         """The turn that ``_text_prefix`` is of: the one that clients see, which may be over already."""
-        self._last_event_id = stored.last_event_id if stored else None
+        self._last_event_id = (stored.last_event_id or None) if stored else None
         self.pending: dict[str, PendingCall] = {
             call.call_id: call for call in (record.pending if record else ())
         }
@@ -186,6 +186,8 @@ class Session:
         self._turn_message = message
         self._resumable = False
         self._last_event_id = None
+        # None would leave the last turn's in the store: this one would be resumed behind events it never had.
+        self._unsaved.last_event_id = ""
         started: dict[str, object] = {"type": "turn_started", "turn_id": message.turn_id}
         if message.message_id is not None:
             started["id"] = message.message_id

@@ -92,7 +92,7 @@ class SessionCommit:
     events: tuple[Event, ...] = ()
     """Appended; the first seq is one more than the last stored."""
     last_event_id: str | None = None
-    """The runtime's ``id:`` as of these events; None: unchanged."""
+    """The runtime's ``id:`` as of these events; empty: none yet, as a turn begins; None: unchanged."""
     queued: tuple[QueuedMessage, ...] = ()
     """Added to the queue, at its end."""
     dequeued: tuple[str, ...] = ()

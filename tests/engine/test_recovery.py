@@ -130,6 +130,34 @@ async def test_a_resumable_turn_is_carried_on_after_a_crash(
     assert (ended["outcome"], back.text()) == ("completed", "bc")
 
 
+async def test_a_turn_without_events_yet_is_carried_on_from_its_own_beginning(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """The event id of the turn before it, which the store held, is not taken for one of its own."""
+    store = DurableMemoryStore()
+    before = await Bench(nursery, store=store).start()
+    before.agent.resumable = True
+    await store.claim("s", "anonymous", 0)
+    socket = before.connect(dialect=V2)
+    socket.say(user_message(id="m1"))
+    first = await before.agent.stream(0)
+    first.token("a", final=True, event_id="1")
+    first.done()
+    await socket.wait_for("turn_ended")
+    socket.say(user_message(id="m2"))
+    second = await before.agent.stream(1)
+    # Anything that has the session stored while the runtime still thinks.
+    socket.say(user_message(id="m3"))
+    await socket.wait_for("ack", 3)
+    store.down = True
+    after = Bench(nursery, store=_copy(store))
+    after.agent.resumable = True
+    await after.start()
+    carried = await after.agent.stream(0)
+    assert carried.request.turn_id == second.request.turn_id
+    assert carried.request.last_event_id is None
+
+
 async def test_v1_after_a_crash_sees_no_token_twice_and_its_open_call_again(
     nursery: trio.Nursery, autojump_clock: Mock
 ) -> None:
