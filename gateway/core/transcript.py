@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
+import msgspec
 import orjson
 from attrs import evolve
 
 from gateway.core.codec import replace_field
 from gateway.core.events import Event, EventKind
 from gateway.core.storage import PendingCall
+
+_raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def answer_text(events: Iterable[Event]) -> str:
@@ -47,16 +50,18 @@ def _merge_run(run: list[Event]) -> Iterator[tuple[int, Event]]:
         yield run[0].seq, run[0]
         return
     start = 0
-    decoded = [orjson.loads(event.data) for event in run]
-    texts = [fields.pop("token", "") for fields in decoded]
+    # Raw values: what is not the token keeps its own digits, and 1 is not taken for true.
+    rest = [_raw_fields.decode(event.data) for event in run]
+    tokens = [bytes(fields.pop("token"))[1:-1] for fields in rest]
     for end in range(1, len(run) + 1):
-        if end < len(run) and decoded[end] == decoded[start]:
+        if end < len(run) and rest[end] == rest[start]:
             continue
         if end - start == 1:
             yield run[start].seq, run[start]
         else:
-            fields = {**decoded[start], "token": "".join(texts[start:end])}
-            yield run[start].seq, Event(run[end - 1].seq, EventKind.TOKEN, orjson.dumps(fields))
+            token = msgspec.Raw(b'"%b"' % b"".join(tokens[start:end]))
+            data = msgspec.json.encode({**rest[start], "token": token})
+            yield run[start].seq, Event(run[end - 1].seq, EventKind.TOKEN, data)
         start = end
 
 
