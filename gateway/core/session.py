@@ -313,6 +313,10 @@ class Session:
         """The record of a commit is stored now, and so are the events that came with it."""
         self._stored_record = stored
 
+    def is_decided(self, call_id: str) -> bool:
+        """Whether this call has been approved, edited or rejected."""
+        return call_id in self._decisions
+
     def running_text(self, upto: int) -> str:
         """The running answer up to seq ``upto``: what a client that lost the events can show."""
         shown = self.shown

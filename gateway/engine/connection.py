@@ -76,6 +76,7 @@ async def _heartbeat(
             if deadline.cancelled_caught:
                 socket.end(CloseCode.NO_PONG, "no pong in time")
                 return
+            socket.alive_at = sent
             telemetry.observe("gateway_heartbeat_rtt_seconds", trio.current_time() - sent)
     except ConnectionClosed:
         return  # The reader learns it too, and says how it ended.

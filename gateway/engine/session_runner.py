@@ -14,6 +14,7 @@ session's sockets with 1011. What the store holds stays, so that clients can com
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -103,7 +104,14 @@ class SessionRunner:
         self.detached_positions = [self.visible_seq] if was_stored else []
         """Where v1 sockets that fell off had got to; the next v1 socket takes up the oldest. After a
         restart that is unknown, and tokens must not come twice: only what is new then is shown."""
-        self._calls_to_repeat = [call.data for call in session.shown.pending] if was_stored else []
+        self.v1_joined_at = -math.inf
+        """When the newest v1 socket joined (Trio's clock)."""
+        self._calls_to_repeat = (
+            # A decided one would ask the user again for what no longer can be decided.
+            [call.data for call in session.shown.pending if not session.is_decided(call.call_id)]
+            if was_stored
+            else []
+        )
         self._attachments: dict[Attachment, None] = {}
         self._limits = limits
         self._run_turn = run_turn

@@ -56,6 +56,7 @@ class SessionSocket:
         "_start_flusher",
         "_waiting",
         "acked",
+        "alive_at",
         "is_v2",
         "position",
     )
@@ -86,6 +87,8 @@ class SessionSocket:
         self._moved: trio.Event | None = None
         """Set by the acknowledgement that a flusher waits for."""
         self._closing: tuple[int, str] | None = None
+        self.alive_at = trio.current_time()
+        """When its peer was last known to be there: it joined, or was sent a ping that it answered."""
 
     # ------------------------------------------------------------------ joining and leaving
 
@@ -99,6 +102,7 @@ class SessionSocket:
                 self.position = runner.detached_positions.pop(0)
             for call in runner.take_calls_to_repeat():
                 self._control.append(call)
+            runner.v1_joined_at = self.alive_at
             runner.attach(self)
             self._replaying = self.position < runner.visible_seq
             self.flush_nowait()
@@ -131,7 +135,11 @@ class SessionSocket:
 
     def leave(self) -> None:
         """The socket is gone: whatever is said to it from now on, it is given nothing more."""
-        position = None if self.is_v2 else self._received_at_most()
+        # A v1 client whose connection died comes back at once, often before that death is noticed here. What
+        # it gets then begins with what comes next, and its old place must be offered to nobody: taken up by
+        # its next socket, it would repeat tokens.
+        was_replaced = self._runner.v1_joined_at > self.alive_at
+        position = None if self.is_v2 or was_replaced else self._received_at_most()
         self._blocked = True
         self._runner.detach(self, v1_position=position)
 

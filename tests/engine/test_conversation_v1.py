@@ -133,6 +133,55 @@ async def test_a_returning_client_gets_what_it_was_not_sent(
     assert (socket.text(), back.text()) == ("a", "bcd")
 
 
+async def test_a_socket_replaced_before_its_death_was_noticed_leaves_its_place_to_nobody(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The client's third socket does not repeat what its second one was given meanwhile."""
+    bench = await Bench(nursery).start()
+    dead = bench.connect()
+    dead.say(user_message())
+    stream = await bench.agent.stream(0)
+    stream.token("a")
+    await trio.sleep(1)
+    second = bench.connect()
+    await trio.testing.wait_all_tasks_blocked()
+    dead.drop()
+    await trio.testing.wait_all_tasks_blocked()
+    stream.token("b")
+    await trio.sleep(1)
+    second.drop()
+    await trio.testing.wait_all_tasks_blocked()
+    stream.token("c")
+    third = bench.connect()
+    await trio.testing.wait_all_tasks_blocked()
+    third.drop()
+    await trio.testing.wait_all_tasks_blocked()
+    fourth = bench.connect()
+    stream.token("d", final=True)
+    await trio.testing.wait_all_tasks_blocked()
+    assert (second.text(), third.text(), fourth.text()) == ("b", "c", "d")
+
+
+async def test_of_two_devices_the_older_one_keeps_its_place_once_it_answered_a_ping(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Its pong after the other's arrival shows that it was not replaced by it."""
+    bench = await Bench(nursery).start()
+    older = bench.connect()
+    older.say(user_message())
+    stream = await bench.agent.stream(0)
+    await trio.sleep(1)
+    bench.connect()
+    await trio.sleep(bench.limits.heartbeat_interval + 1)
+    older.drop()
+    await trio.testing.wait_all_tasks_blocked()
+    stream.token("a")
+    await trio.sleep(1)
+    back = bench.connect()
+    await trio.testing.wait_all_tasks_blocked()
+    assert back.text() == "a"
+
+
 async def test_what_a_stalled_socket_did_not_take_is_sent_again_exactly(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -179,6 +179,29 @@ async def test_v1_after_a_crash_sees_no_token_twice_and_its_open_call_again(
     assert back.types() == ["tool_call"]
 
 
+async def test_v1_after_a_crash_is_not_asked_again_what_was_decided(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """An approved call is open until its result comes, and still not shown as one to approve."""
+    store = DurableMemoryStore()
+    before = await Bench(nursery, store=store).start()
+    await store.claim("s", "anonymous", 0)
+    socket = before.connect()
+    socket.say(user_message())
+    stream = await before.agent.stream(0)
+    call = {"type": "tool_call", "tool_name": "t", "arguments": {}, "requires_approval": True}
+    stream.emit({**call, "call_id": "decided"}, {**call, "call_id": "open"})
+    stream.done()
+    await socket.wait_for("tool_call", 2)
+    socket.say({"type": "hitl_decision", "call_id": "decided", "decision": "approve"})
+    (await before.agent.stream(1)).done()
+    await trio.sleep(1)
+    after = await Bench(nursery, store=_copy(store)).start()
+    back = after.connect()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [item["call_id"] for item in back.objects()] == ["open"]
+
+
 def _copy(store: DurableMemoryStore) -> DurableMemoryStore:
     """The store as the next process finds it."""
 
