@@ -33,6 +33,7 @@ MAX_STEPS = 12
 """Steps (answers of the brain) in one request, so that two agents cannot hand over to each other for ever."""
 
 INTERNAL_ERROR = "The agent failed. Try again."
+TURN_STOPPED = "This turn was stopped before its end."
 
 
 class IdempotencyConflictError(Exception):
@@ -136,7 +137,7 @@ class Runtime:
                     turn.finish()
                     return turn
                 if record.status == STOPPED:
-                    turn.fail("TURN_STOPPED", "This turn was stopped before its end.", retryable=False)
+                    turn.fail("TURN_STOPPED", TURN_STOPPED, retryable=False)
                     turn.finish()
                     return turn
             if key is not None:
@@ -151,6 +152,7 @@ class Runtime:
         user_id: str | None,
         record: TurnRecord | None,
     ) -> None:
+        ended = False
         try:
             with turn.scope:
                 try:
@@ -159,12 +161,16 @@ class Runtime:
                 except Exception:
                     self._log.exception("turn_failed", session_id=turn.session_id)
                     turn.fail("INTERNAL_ERROR", INTERNAL_ERROR, retryable=True)
+            if turn.scope.cancelled_caught:
+                turn.fail("TURN_STOPPED", TURN_STOPPED, retryable=False)
+            ended = True
         finally:
             if self._holders.get(turn.session_id) is turn:
                 del self._holders[turn.session_id]
             if turn.key is not None and self._keyed.get((turn.session_id, turn.key)) is turn:
                 del self._keyed[turn.session_id, turn.key]
-            turn.finish()
+            if ended:  # else the process ends, and whoever listens must see a cut, not an end
+                turn.finish()
 
     async def _take_session(self, turn: Turn) -> bool:
         """Wait until no other turn holds the session; whether that came in time.

@@ -14,6 +14,7 @@ from gateway.reference_agent.brain import Brain, BrainError, CallTool, Piece, Sa
 from gateway.reference_agent.memory_state import MemoryState
 from gateway.reference_agent.runtime import MAX_STEPS, IdempotencyConflictError, Runtime, TurnGoneError
 from gateway.reference_agent.settings import AgentSettings
+from gateway.reference_agent.state import RUNNING
 from gateway.reference_agent.turn import Turn
 
 Script = Callable[[Step], list[Piece]]
@@ -259,6 +260,31 @@ async def test_a_keyed_turn_waits_for_its_grace(autojump_clock: trio.testing.Moc
         late = await hear(await runtime.open_turn("s1", said(), key="k", resuming=True))
     assert codes(late) == ["TURN_STOPPED"]
     assert len(late) == 8
+
+
+async def test_the_end_of_the_process_is_not_the_end_of_a_turn() -> None:
+    """Listeners see a cut, and the record says that the turn is to be carried on."""
+    async with runtime_of(Ticking()) as runtime:
+        turn = await runtime.open_turn("s1", said(), key="k")
+        turn.join()
+        await trio.testing.wait_all_tasks_blocked()
+    record = await runtime.store.turn("s1", "k")
+    assert record is not None
+    assert (turn.finished, record.status) == (False, RUNNING)
+
+
+async def test_who_comes_back_too_late_is_told_so(autojump_clock: trio.testing.MockClock) -> None:
+    """Live or from the store, with the same events."""
+    async with runtime_of(Ticking(), resume_grace=5) as runtime:
+        turn = await runtime.open_turn("s1", said(), key="k")
+        turn.join()
+        await trio.sleep(1.5)
+        turn.leave()
+        await turn.wait_finished()
+        live = await hear(turn)
+        stored = await hear(await runtime.open_turn("s1", said(), key="k"))
+    assert codes(live) == ["TURN_STOPPED"]
+    assert live == stored
 
 
 async def test_the_same_key_never_starts_the_work_twice() -> None:
