@@ -100,7 +100,11 @@ class Hub:
             if self._group_commit is not None:
                 nursery.start_soon(self._group_commit.run)
                 for session_id in await self._store.unfinished():
-                    await self._find(session_id)
+                    try:
+                        await self._find(session_id)
+                    except GatewayError as error:
+                        # It is carried on when its client comes; the others must not wait for it.
+                        self._telemetry.error("session_not_recovered", session_id=session_id, cause=error)
             nursery.start_soon(self._keep_house)
             task_status.started()
             await trio.sleep_forever()
@@ -138,7 +142,9 @@ class Hub:
                 if held > self._limits.replay_total_bytes:
                     self._relieve_memory(held - self._limits.replay_total_bytes)
                 try:
-                    await self._store.expire(now - self._limits.replay_retention, keep=self._sessions.keys())
+                    # The ledger goes with its session, and its promise is the longer one.
+                    kept = max(self._limits.replay_retention, self._limits.dedupe_window)
+                    await self._store.expire(now - kept, keep=self._sessions.keys())
                     await self._store.maintain()
                 except StoreUnavailable:
                     self._telemetry.count("gateway_store_failures_total")
@@ -198,6 +204,9 @@ class Hub:
     async def _serve(self, connection: ClientConnection, admission: Admission) -> tuple[int, str]:
         assert admission.session_id is not None
         runner, had_session = await self._find(admission.session_id)
+        if self.draining:
+            # It was admitted before, and loaded while the others were told to go.
+            raise Draining("This node is restarting. Reconnect.", retry_after=1)
         socket = SessionSocket(connection, runner, admission.dialect, self._limits)
         subject = admission.identity.subject
         self._sockets[socket] = None

@@ -105,6 +105,9 @@ class TurnRunner:
                 async with self._agent.open_stream(request) as stream:
                     progress.resumable = stream.resumable
                     runner.session.stream_opened(message.turn_id, resumable=stream.resumable)
+                    if stream.resumable:
+                        # Stored before the first token, for which an agent may think for a long time.
+                        runner.changed()
                     await self._consume(runner, message.turn_id, stream, progress, posted)
                 return Outcome.COMPLETED, None
             except (AgentStreamInterrupted, AgentTimeout, AgentUnavailable) as failure:
