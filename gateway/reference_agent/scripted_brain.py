@@ -109,12 +109,8 @@ class ScriptedBrain(Brain):
         if len(done) == 1:
             if request.old not in done[0].content:
                 return f"I read {path}, but {request.old!r} does not occur in it, so I changed nothing.", []
-            old = next(line for line in done[0].content.splitlines() if request.old in line)
-            old = old if done[0].content.count(old) == 1 else request.old
-            arguments = {"path": path, "old": old, "new": old.replace(request.old, request.new)}
-            return f"I found it. I will replace {request.old!r} with {request.new!r}. ", [
-                CallTool("edit_file", arguments)
-            ]
+            text = f"I found it. I will replace {request.old!r} with {request.new!r}. "
+            return text, [_replacement(path, done[0].content, request)]
         return f"Done: {path} now says {request.new!r}.", []
 
     def _run(self, request: Request, done: list[Entry]) -> tuple[str, list[Piece]]:
@@ -175,6 +171,15 @@ class ScriptedBrain(Brain):
         if "thank" in lower:
             return "You are welcome."
         return f'You said: {request.text} — I am only a script. Say "help" to see what I can do.'
+
+
+def _replacement(path: str, content: str, request: Request) -> CallTool:
+    """The call that replaces every occurrence: an edit of one line, or else the whole file anew."""
+    lines = [line for line in content.splitlines() if request.old in line]
+    if len(lines) == 1:
+        new = lines[0].replace(request.old, request.new)
+        return CallTool("edit_file", {"path": path, "old": lines[0], "new": new})
+    return CallTool("write_file", {"path": path, "content": content.replace(request.old, request.new)})
 
 
 def _first_line(text: str) -> str:

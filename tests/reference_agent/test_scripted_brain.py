@@ -19,6 +19,14 @@ async def test_an_edit_reads_first_then_changes(client: AgentClient) -> None:
     assert done.text == "Done: hello.py now says 'goodbye'."
 
 
+async def test_an_edit_in_several_lines_writes_the_file_anew(client: AgentClient) -> None:
+    """`edit_file` wants a passage that occurs once."""
+    reading = await client.say("edit a.txt: replace one with two")
+    changing = await client.result(reading.calls[0]["call_id"], "one\none and one\nthree\n")
+    call = changing.calls[0]
+    assert (call["tool_name"], call["arguments"]["content"]) == ("write_file", "two\ntwo and two\nthree\n")
+
+
 async def test_an_edit_of_what_is_not_there_changes_nothing(client: AgentClient) -> None:
     """The brain says so instead of asking for the impossible."""
     reading = await client.say("edit hello.py: replace hello with goodbye")
