@@ -261,7 +261,9 @@ def _front_door(gateway: Gateway) -> FrontDoor:
         config,
         FrontDoorLimits(rest_grace=settings.drain_timeout),
         WebSocketSettings(
-            max_message_size=settings.max_message_bytes, close_timeout=settings.ws_close_timeout
+            max_message_size=settings.max_message_bytes,
+            close_timeout=settings.ws_close_timeout,
+            compresses=settings.ws_compression == "on",
         ),
     )
 

@@ -9,14 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 import trio
 import wsproto
 from wsproto.connection import ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Event,
+    Message,
+    Ping,
+    Pong,
+    TextMessage,
+)
 
 from gateway.adapters.direct_stream import DirectStream
+from gateway.adapters.permessage_deflate import BoundedDeflate
 from gateway.core.websocket_frames import ping_frame
 
 MAX_CONTROL_FRAMES_PER_SECOND: Final = 50
@@ -37,8 +48,10 @@ _MESSAGE_TOO_BIG: Final = 1009
 class GuardedConnection(wsproto.WSConnection):
     """The protocol of one server socket; frames of its own go out through ``stream`` without waiting."""
 
-    def __init__(self, stream: DirectStream, max_message_size: int) -> None:
+    def __init__(self, stream: DirectStream, max_message_size: int, *, compresses: bool = False) -> None:
         super().__init__(ConnectionType.SERVER)
+        self.deflate = BoundedDeflate(max_message_size) if compresses else None
+        """permessage-deflate, where it is allowed; agreed on if it has terms after the handshake."""
         self._stream = stream
         self._max_message_size = max_message_size
         self._pieces: bytearray | None = None
@@ -55,6 +68,8 @@ class GuardedConnection(wsproto.WSConnection):
         """The bytes of ``event``; none for a pong that may no longer be sent because we are closing."""
         if isinstance(event, Pong) and self.state is not ConnectionState.OPEN:
             return b""
+        if isinstance(event, AcceptConnection) and self.deflate is not None:
+            event = replace(event, extensions=[*event.extensions, self.deflate])
         if isinstance(event, CloseConnection):
             # When the close begins here, the peer may still be sending.
             self._stream.lingers = self.state is ConnectionState.OPEN

@@ -20,6 +20,7 @@ from gateway.adapters.direct_stream import DirectStream
 from gateway.adapters.guarded_wsproto import GuardedConnection
 from gateway.core.errors import GatewayError
 from gateway.core.http_refusal import refusal_of
+from gateway.core.message_compression import Deflater
 from gateway.core.request_head import RequestHead
 from gateway.core.websocket_frames import FrameEncoder, binary_frame, text_frame
 from gateway.core.websocket_protocol import CloseCode, Dialect
@@ -42,6 +43,8 @@ class WebSocketSettings:
     max_message_size: int = 2**20
     close_timeout: float = 5.0
     """How long to wait for the peer's close frame."""
+    compresses: bool = False
+    """Whether permessage-deflate is agreed to when a client offers it (``WS_COMPRESSION``)."""
     admission_timeout: float = 5.0
     """How long deciding about an upgrade and answering it may take: clients give up after 5 s."""
 
@@ -106,7 +109,9 @@ class WebSocketServer:
     async def _upgrade(
         self, stream: DirectStream, head: RequestHead, admission: Admission
     ) -> TrioWebSocketConnection:
-        protocol = GuardedConnection(stream, self._settings.max_message_size)
+        protocol = GuardedConnection(
+            stream, self._settings.max_message_size, compresses=self._settings.compresses
+        )
         protocol.receive_data(head.raw)
         (request,) = protocol.events()
         assert isinstance(request, Request)
@@ -151,7 +156,7 @@ class TrioWebSocketConnection:
         self._websocket = websocket
         self._protocol = protocol
         self._stream = stream
-        self._encode: FrameEncoder = binary_frame if dialect.is_binary else text_frame
+        self._encode = _frame_encoder(dialect, protocol)
         self._close_timeout = close_timeout
         self._closed_by_us: ConnectionClosed | None = None
         self._ends: deque[int] | None = None  # where in the stream each payload that was buffered ends
@@ -267,6 +272,12 @@ class TrioWebSocketConnection:
         if not remaining:
             self._ends = None
         return remaining
+
+
+def _frame_encoder(dialect: Dialect, protocol: GuardedConnection) -> FrameEncoder:
+    if protocol.deflate is not None and protocol.deflate.terms is not None:
+        return Deflater(protocol.deflate.terms, is_binary=dialect.is_binary).frame
+    return binary_frame if dialect.is_binary else text_frame
 
 
 def _only(group: BaseExceptionGroup[Exception]) -> BaseException:
