@@ -17,8 +17,7 @@ import trio
 from gateway.chat import ChatOptions, run_chat
 from gateway.commands.exit_codes import CommandFailed, ExitCode
 from gateway.commands.parsers import add_bind, add_command
-from gateway.commands.running import expected_failure, run_until_stopped
-from gateway.commands.serve import explain_start_failure
+from gateway.commands.running import expected_failure, explain_start_failure, run_until_stopped
 from gateway.config import ConfigError
 from gateway.core.errors import StoreUnavailable
 from gateway.demo import DEFAULT_BIND, Chat, DemoOptions, run_demo

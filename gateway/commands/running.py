@@ -67,3 +67,11 @@ def expected_failure(
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error if isinstance(error, kinds) and not isinstance(error, BaseExceptionGroup) else None
+
+
+def explain_start_failure(reason: Exception) -> str:
+    """What prevented a gateway from starting, and what to do."""
+    if isinstance(reason, OSError):
+        text = reason.args[1] if len(reason.args) > 1 else str(reason)
+        return f"{text}. Free it, or choose another with --bind HOST:PORT (port 0 takes a free one)."
+    return str(reason)

@@ -10,7 +10,13 @@ import trio
 from gateway import app
 from gateway.commands.exit_codes import CommandFailed, ExitCode
 from gateway.commands.parsers import add_bind, add_command
-from gateway.commands.running import announce, expected_failure, read_configuration, run_until_stopped
+from gateway.commands.running import (
+    announce,
+    expected_failure,
+    explain_start_failure,
+    read_configuration,
+    run_until_stopped,
+)
 from gateway.config import Configuration
 from gateway.core.errors import StoreUnavailable
 
@@ -71,11 +77,3 @@ async def serve(configuration: Configuration, stop: trio.Event) -> None:
         if reason is None or listening:
             raise
         raise CommandFailed(explain_start_failure(reason)) from None
-
-
-def explain_start_failure(reason: Exception) -> str:
-    """What prevented a start, and what to do."""
-    if isinstance(reason, OSError):
-        text = reason.args[1] if len(reason.args) > 1 else str(reason)
-        return f"{text}. Free it, or choose another with --bind HOST:PORT (port 0 takes a free one)."
-    return str(reason)
