@@ -4,8 +4,7 @@
     ├── turn: POST + SSE consumption      ← cancel scope = "stop generating"
     └── detach timer                      only while no socket is attached
 
-Resource handling: the nursery exists while it has tasks, so that a session that only waits for its client
-costs none (5 KB each). Retiring the session takes every turn with it. Sockets are not inside this nursery:
+Resource handling: the nursery exists while it has tasks (``task_branch.py``). Retiring the session takes every turn with it. Sockets are not inside this nursery:
 they have their own, and are told to close when the session ends.
 
 Error handling: an exception in a turn ends the session's branch; the hub contains it and closes the
@@ -15,7 +14,7 @@ session's sockets with 1011. What the store holds stays, so that clients can com
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -28,6 +27,7 @@ from gateway.core.limits import Limits
 from gateway.core.session import Sender, Session
 from gateway.core.storage import SessionCommit, SessionRecord
 from gateway.engine.group_commit import GroupCommit
+from gateway.engine.task_branch import TaskBranch
 from gateway.ports import Clock, Telemetry
 
 
@@ -75,9 +75,6 @@ class _Answer:
 
     to: Attachment
     effect: Accepted | Refused
-
-
-_Task = Callable[[], Awaitable[None]]
 
 
 class SessionRunner:
@@ -129,11 +126,8 @@ class SessionRunner:
         self._room: trio.Event | None = None
         """Where a turn waits for a socket to confirm something; made when it does, for it is 0.4 KB."""
         self._detach_scope: trio.CancelScope | None = None
-        self._start_branch = start_branch
+        self._branch = TaskBranch(lambda: start_branch(self))
         self._tell_retired = retired
-        self._nursery: trio.Nursery | None = None
-        self._tasks = 0
-        self._waiting_tasks: list[_Task] = []
         self.is_retired = False
         """Whether the session is over in this process; its hub must load it anew."""
 
@@ -149,31 +143,7 @@ class SessionRunner:
 
         Cancelling it cuts a running turn as a crash would: the record stays.
         """
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            starting, self._waiting_tasks = self._waiting_tasks, []
-            for task in starting:
-                nursery.start_soon(self._run_task, task)
-
-    def _start(self, task: _Task) -> None:
-        if self.is_retired:
-            return
-        self._tasks += 1
-        if self._nursery is not None:
-            self._nursery.start_soon(self._run_task, task)
-            return
-        self._waiting_tasks.append(task)
-        if len(self._waiting_tasks) == 1:
-            self._start_branch(self)
-
-    async def _run_task(self, task: _Task) -> None:
-        try:
-            await task()
-        finally:
-            self._tasks -= 1
-            if not self._tasks:
-                # The nursery closes now; a task that comes later begins a new branch.
-                self._nursery = None
+        await self._branch.run()
 
     @property
     def has_sockets(self) -> bool:
@@ -184,8 +154,7 @@ class SessionRunner:
         """Nobody needs this session in memory now: end its tasks and leave the hub."""
         if not self.is_retired:
             self.is_retired = True
-            if self._nursery is not None:
-                self._nursery.cancel_scope.cancel()
+            self._branch.cut()
             self._tell_retired(self)
 
     def end_sockets(self, code: int, reason: str) -> None:
@@ -196,7 +165,7 @@ class SessionRunner:
     def _start_detach_timer(self) -> None:
         if not self._attachments and self._detach_scope is None:
             self._detach_scope = scope = trio.CancelScope()
-            self._start(lambda: self._wait_detached(scope))
+            self._branch.start(lambda: self._wait_detached(scope))
 
     async def _wait_detached(self, scope: trio.CancelScope) -> None:
         with scope:
@@ -341,7 +310,7 @@ class SessionRunner:
         if not self.session.is_running(start.message.turn_id):
             return  # Cancelled before it began.
         self._turns[start.message.turn_id] = scope = trio.CancelScope()
-        self._start(lambda: self._turn(start, scope))
+        self._branch.start(lambda: self._turn(start, scope))
 
     async def _turn(self, start: StartTurn, scope: trio.CancelScope) -> None:
         with scope:
