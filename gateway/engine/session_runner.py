@@ -4,8 +4,9 @@
     ├── turn: POST + SSE consumption      ← cancel scope = "stop generating"
     └── detach timer                      only while no socket is attached
 
-Resource handling: the nursery exists while it has tasks (``task_branch.py``). Retiring the session takes every turn with it. Sockets are not inside this nursery:
-they have their own, and are told to close when the session ends.
+Resource handling: the nursery exists while it has tasks (``task_branch.py``). Retiring the session takes
+every turn with it. Sockets are not inside this nursery: they have their own, and are told to close when the
+session ends.
 
 Error handling: an exception in a turn ends the session's branch; the hub contains it and closes the
 session's sockets with 1011. What the store holds stays, so that clients can come back.
