@@ -19,7 +19,18 @@ from typing import Any, NamedTuple
 
 import trio
 
-WORDS = ("alpha ", "βeta ", "gämma ", "d\\elta ", '"eps" ', "\n", "ζ🙂 ", "eta\t", "theta theta theta ", "</i>")
+WORDS = (
+    "alpha ",
+    "βeta ",
+    "gämma ",
+    "d\\elta ",
+    '"eps" ',
+    "\n",
+    "ζ🙂 ",
+    "eta\t",
+    "theta theta theta ",
+    "</i>",
+)
 
 
 class Post(NamedTuple):
@@ -43,6 +54,7 @@ class Execution:
         self.key = key
         self.events = events
         """All that it will emit, in order."""
+        self.is_unpaced = False
         self.revealed = 0
         self.finished = False
         """All of it was emitted. Whether it was also heard is another matter."""
@@ -66,7 +78,9 @@ class AgentRuntime:
         self.executions: list[Execution] = []
         self.port = 0
 
-    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(
+        self, *, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Answer until cancelled."""
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         self.port = int(listeners[0].socket.getsockname()[1])
@@ -182,13 +196,14 @@ class AgentRuntime:
     def _begin(self, session_id: str, key: str, message: dict[str, Any]) -> Execution:
         number = len(self.executions)
         execution = Execution(number, session_id, key, compose(number, message))
+        execution.is_unpaced = message.get("plan", {}).get("unpaced", False)
         self.executions.append(execution)
         self._by_key[session_id, key] = execution
         return execution
 
     async def _work(self, execution: Execution) -> None:
         randomness = random.Random(execution.number)
-        pace = randomness.choice((0.0, 0.0, 0.002, 0.008, 0.03))
+        pace = 0.0 if execution.is_unpaced else randomness.choice((0.0, 0.0, 0.002, 0.008, 0.03))
         while execution.revealed < len(execution.events):
             burst = randomness.choice((1, 1, 1, 2, 7, 40))
             execution.revealed = min(execution.revealed + burst, len(execution.events))
@@ -232,18 +247,22 @@ def compose(number: int, message: dict[str, Any]) -> list[dict[str, Any]]:
         events.append(token)
         if randomness.random() < 0.02:
             events.append({"type": "plan_update", "steps": [1, None, 2.50], "mark": mark()})
+    events += [
+        {"type": "plan_update", "steps": ["read", "write"], "mark": f"⟦{number}.{index}⟧"}
+        for index in range(len(events), len(events) + plan.get("updates", 0))
+    ]
     calls: list[str] = plan.get("calls", [])
-    for call in calls:
-        events.append(
-            {
-                "type": "tool_call",
-                "call_id": call,
-                "tool_name": "write_file",
-                "arguments": {"path": "a.py", "content": None, "n": 9007199254740993},
-                "requires_approval": call.startswith("approve"),
-                "mark": mark(),
-            }
-        )
+    events += [
+        {
+            "type": "tool_call",
+            "call_id": call,
+            "tool_name": "write_file",
+            "arguments": {"path": "a.py", "content": None, "n": 9007199254740993},
+            "requires_approval": call.startswith("approve"),
+            "mark": f"⟦{number}.{index}⟧",
+        }
+        for index, call in enumerate(calls, len(events))
+    ]
     if not calls:
         if plan.get("error"):
             events.append(

@@ -16,9 +16,7 @@ POINTS = ("post", "token", "sent", "ack", "call", "decided", "ended")
 class Chaos:
     """Kills the gateway ``kills`` times, and starts it again, while the proxies cut ``cuts`` connections."""
 
-    def __init__(
-        self, randomness: random.Random, *, kills: int, cuts: int, mean_uptime: float
-    ) -> None:
+    def __init__(self, randomness: random.Random, *, kills: int, cuts: int, mean_uptime: float) -> None:
         self._random = randomness
         self._mean_uptime = mean_uptime
         self.kills_wanted = kills

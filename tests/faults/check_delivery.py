@@ -40,9 +40,7 @@ def read_audit(session: SessionRecord) -> tuple[Timeline, list[Violation]]:
     return timeline, violations
 
 
-def check_v2_client(
-    session: SessionRecord, client: ClientRecord, timeline: Timeline
-) -> Iterator[Violation]:
+def check_v2_client(session: SessionRecord, client: ClientRecord, timeline: Timeline) -> Iterator[Violation]:
     """Everything that this client received, connection by connection."""
     epoch: str | None = None
     last: int | None = None

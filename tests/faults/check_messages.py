@@ -58,7 +58,7 @@ def _check_message(
     if client.is_v2 and not sent.is_settled:
         yield found("stuck", "was never answered")
     if not accepted:
-        if posts and any(not answer.get("retryable") for answer in sent.answers):
+        if client.is_v2 and posts and any(not answer.get("retryable") for answer in sent.answers):
             yield found("protocol", f"was refused ({sent.answers}) and posted all the same")
         return
     turn_id = accepted[0].get("turn_id")
@@ -102,9 +102,7 @@ def _check_order(
         last = posts[0].time
 
 
-def check_decisions(
-    session: SessionRecord, timeline: Timeline, posts: Sequence[Post]
-) -> Iterator[Violation]:
+def check_decisions(session: SessionRecord, timeline: Timeline, posts: Sequence[Post]) -> Iterator[Violation]:
     """One winner for each call, told to all."""
     resolved: dict[str, list[str]] = {}
     for single in timeline.values():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import trio
 
-from tests.faults.client import Client
-from tests.faults.records import Entry, Sent
+from tests.faults.client import Client, Conversation, World
+from tests.faults.records import ClientRecord, Entry, Sent
 from tests.faults.websocket import SocketLost, WebSocket
 
 PATIENCE_SECONDS = 5.0
@@ -17,6 +18,12 @@ PATIENCE_SECONDS = 5.0
 class V1Client(Client):
     """The v1 client of a session."""
 
+    def __init__(
+        self, record: ClientRecord, conversation: Conversation, world: World, randomness: random.Random
+    ) -> None:
+        super().__init__(record, conversation, world, randomness)
+        self._connected = trio.Event()
+
     def _is_answered(self) -> bool:
         return all(sent.is_settled or sent.unanswered_at_loss for sent in self.record.sent.values())
 
@@ -24,7 +31,7 @@ class V1Client(Client):
         """Send once, on the socket that is there; without one soon, never."""
         with trio.move_on_after(PATIENCE_SECONDS):
             while (socket := self._socket) is None:
-                await trio.sleep(0.01)
+                await self._connected.wait()
             sent = Sent({**body, "message_id": self._new_id("m")}, sends=1)
             self.record.sent[sent.message_id] = sent
             try:
@@ -35,6 +42,7 @@ class V1Client(Client):
 
     def _lose(self) -> None:
         super()._lose()
+        self._connected = trio.Event()
         for sent in self.record.sent.values():
             sent.unanswered_at_loss |= not sent.answers
 
@@ -45,6 +53,7 @@ class V1Client(Client):
         )
         try:
             self._socket = socket
+            self._connected.set()
             while True:
                 item = json.loads(await socket.receive())
                 self.record.entries.append(Entry("got", item))
@@ -60,6 +69,5 @@ class V1Client(Client):
             sent = self.record.sent.get(item["message_id"])
             if kind == "ack" or (sent is not None and not sent.answers):
                 self._answer(sent, item)
-            if kind == "ack" and sent is not None and sent.body["type"] == "hitl_decision":
-                if sent.body["decision"].lower() != "reject":
-                    self._on_ready(sent.body["call_id"])
+            if kind == "ack" and sent is not None and sent.body.get("decision", "reject") != "reject":
+                self._on_ready(sent.body["call_id"])

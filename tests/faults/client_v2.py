@@ -97,9 +97,7 @@ class V2Client(Client):
         """What waits for an answer, in the order it was said; until it is out, nothing newer overtakes it."""
         done: set[str] = set()
         while waiting := [
-            sent
-            for sent in self.record.sent.values()
-            if not sent.is_settled and sent.message_id not in done
+            sent for sent in self.record.sent.values() if not sent.is_settled and sent.message_id not in done
         ]:
             done.update(sent.message_id for sent in waiting)
             await self._send(socket, waiting)

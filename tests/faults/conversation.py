@@ -1,4 +1,4 @@
-"""One session from its first message to the verdict: its clients talk until all is settled, then it is judged."""
+"""One session from its first message on: its clients talk until all is settled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CASTS: tuple[tuple[str, ...], ...] = (
     ("json", "v1"),
     ("v1",),
 )
-"""The dialects of a session's clients. One v1 client at most: v1 has no names, so two cannot be told apart."""
+"""The dialects of a session's clients. One v1 client at most: v1 cannot say which of two it is."""
 
 
 class Conversation:
@@ -50,18 +50,22 @@ class Conversation:
         """Talk until all is settled; the record is complete then. Gives what did not settle."""
         violations: list[Violation] = []
         async with trio.open_nursery() as nursery:
-            for client in self._clients:
-                nursery.start_soon(client.run)
-                nursery.start_soon(client.talk, self._random.randint(2, 5), 0.3)
-            while not all(client.has_talked for client in self._clients):
-                await trio.sleep(0.05)
+            async with trio.open_nursery() as talking:
+                for client in self._clients:
+                    nursery.start_soon(client.run)
+                    talking.start_soon(client.talk, self._random.randint(2, 5), 0.3)
             with trio.move_on_after(SETTLE_SECONDS) as patience:
-                while not await self._is_settled():
-                    await trio.sleep(0.05)
+                await self._settle()
             if patience.cancelled_caught:
                 violations.append(Violation("stuck", self.session_id, "session", self._why()))
             nursery.cancel_scope.cancel()
         return violations
+
+    async def _settle(self) -> None:
+        settled = False
+        while not settled:
+            await trio.sleep(0.05)
+            settled = await self._is_settled()
 
     async def _is_settled(self) -> bool:
         if not all(client.is_settled for client in self._clients):

@@ -203,9 +203,7 @@ def _judge(
                 for client in record.clients
             },
             "posts": [post._asdict() for post in posts],
-            "emitted": {
-                post.execution: runtime.executions[post.execution].events for post in posts
-            },
+            "emitted": {post.execution: runtime.executions[post.execution].events for post in posts},
         }
         path = folder / f"{record.session_id}.json"
         path.write_text(json.dumps(dump, ensure_ascii=False, indent=1), "utf-8")
