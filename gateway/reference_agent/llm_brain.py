@@ -104,14 +104,18 @@ class LlmBrain(Brain):
         answer = LlmAnswer()
         reader = _StreamReader(answer, say)
         try:
-            async with self._client.stream(
-                "POST", self._url, content=orjson.dumps(body), headers=self._headers
-            ) as response:
+            content = orjson.dumps(body)
+            request = self._client.build_request("POST", self._url, content=content, headers=self._headers)
+            request.stream = _Body(content)
+            response = await self._client.send(request, stream=True)
+            try:
                 self._check_status(response)
                 if response.headers.get("Content-Type", "").startswith("text/event-stream"):
                     await reader.read(response)
                 else:
                     await reader.take(await response.aread())
+            finally:
+                await response.aclose()
         except AgentProtocolError as exc:
             raise BrainError("LLM_PROTOCOL_ERROR", "The LLM's answer is too large.", retryable=False) from exc
         except (httpx.TransportError, httpx.StreamError) as exc:
@@ -135,6 +139,21 @@ class LlmBrain(Brain):
                 "LLM_UNAUTHORIZED", f"The LLM refuses our key (status {status}).", retryable=False
             )
         raise BrainError("LLM_REFUSED", f"The LLM refuses the request (status {status}).", retryable=False)
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body. httpx's own is an async generator, which a cancelled request leaves unfinished."""
+
+    def __init__(self, content: bytes) -> None:
+        self._left = [content]
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
 
 
 class _StreamReader:

@@ -9,7 +9,12 @@ from typing import Any
 import httpx
 import trio
 
+from gateway.reference_agent.agents import AGENTS
+from gateway.reference_agent.brain import Piece, Step, Token
 from gateway.reference_agent.conformance_client import Event, Probe
+from gateway.reference_agent.history import Entry
+from gateway.reference_agent.llm_brain import open_llm_brain
+from gateway.reference_agent.settings import AgentSettings
 
 from .conftest import AgentClient, RunAgent, run_agent
 from .openai_server import COUNTED, OpenAiServer, run_openai_server
@@ -78,6 +83,34 @@ async def test_closing_the_request_closes_the_one_to_the_llm() -> None:
                 await trio.sleep(0.01)
         history = (await client.get("/sessions/s1/history"))["messages"]
     assert (history[-1]["interrupted"], len(history[-1]["content"].split()) < 10) == (True, True)
+
+
+async def test_requests_cancelled_at_any_moment_do_not_use_up_the_connections() -> None:
+    """httpcore loses a place in a bounded pool for some of them; ours has no bound."""
+    dice = random.Random(8)
+    step = Step("s1", AGENTS["ask"], (Entry("user", "count", "2026-01-01T00:00:00Z"),))
+    words: list[str] = []
+
+    async def say(piece: Piece) -> None:
+        if isinstance(piece, Token):
+            words.append(piece.text)
+
+    async with run_openai_server(OpenAiServer(delay=0.001)) as url:
+        settings = AgentSettings(llm="openai", llm_url=url)
+        async with open_llm_brain(settings, dice.random) as brain:
+
+            async def try_for(seconds: float) -> None:
+                with trio.move_on_after(seconds):
+                    await brain.think(step, say)
+
+            for _ in range(40):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(40):
+                        nursery.start_soon(try_for, dice.uniform(0, 0.006))
+            words.clear()
+            with trio.fail_after(5):
+                await brain.think(step, say)
+    assert "".join(words) == "".join(COUNTED)
 
 
 async def test_a_hundred_cuts_ask_the_llm_once_per_step_and_lose_no_word(tmp_path: Path) -> None:
