@@ -69,7 +69,9 @@ async def _heartbeat(
     """Ping every ``heartbeat_interval``; a peer silent for ``pong_timeout`` after that is gone (4408)."""
     try:
         while True:
-            await trio.sleep(limits.heartbeat_interval)
+            # Not ``trio.sleep``: its three frames and a generator are 1 KB that every idle socket would hold.
+            with trio.CancelScope(deadline=trio.current_time() + limits.heartbeat_interval):
+                await trio.sleep_forever()
             sent = trio.current_time()
             with trio.move_on_after(limits.pong_timeout) as deadline:
                 await connection.ping()
@@ -77,6 +79,7 @@ async def _heartbeat(
                 socket.end(CloseCode.NO_PONG, "no pong in time")
                 return
             socket.alive_at = sent
-            telemetry.observe("gateway_heartbeat_rtt_seconds", trio.current_time() - sent)
+            socket.rtt = trio.current_time() - sent
+            telemetry.observe("gateway_heartbeat_rtt_seconds", socket.rtt)
     except ConnectionClosed:
         return  # The reader learns it too, and says how it ended.
