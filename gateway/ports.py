@@ -236,7 +236,8 @@ class SessionStore(Protocol):
     async def claim(self, session_id: str, subject: str, now: float) -> str:
         """Make ``subject`` the owner if there is none; returns the owner. Atomic.
 
-        Raises ``StoreUnavailable``.
+        For ``NOBODY`` it makes the session known, so that commits are taken, and leaves it to the first
+        subject that claims it; ``NOBODY`` is returned for as long as none has. Raises ``StoreUnavailable``.
         """
         ...
 

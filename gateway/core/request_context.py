@@ -16,7 +16,21 @@ _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f
 _TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}\Z")
 _PLAIN = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z")
 _VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
-_TOKEN_NAMES = frozenset({"access_token", "id_token", "jwt", "bearer", "authorization", "x-internal-auth"})
+_TOKEN_NAMES = frozenset(
+    {
+        "token",
+        "access_token",
+        "auth_token",
+        "id_token",
+        "refresh_token",
+        "jwt",
+        "bearer",
+        "authorization",
+        "api_key",
+        "internal_api_key",
+        "x-internal-auth",
+    }
+)
 _TOKEN = re.compile(r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.")
 
 

@@ -9,6 +9,9 @@ from attrs import field, frozen
 
 from gateway.core.events import Event
 
+NOBODY = ""
+"""In place of an owner: the session is known and nobody's yet, as services leave it that own nothing."""
+
 
 class TurnState(enum.Enum):
     """State of a session's turn, as v2 clients see it in ``welcome`` and ``snapshot``."""
@@ -111,6 +114,7 @@ class StoredSession:
 
     session_id: str
     owner: str
+    """A subject, or ``NOBODY``."""
     record: SessionRecord | None
     """None when the session was only claimed so far."""
     first_seq: int

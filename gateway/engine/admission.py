@@ -14,6 +14,7 @@ from gateway.core.identity import ANONYMOUS_SUBJECT, SCOPE_READ, Credentials, Id
 from gateway.core.rate_limit import RateLimiter, address_caller, subject_caller
 from gateway.core.request_context import refuse_token_in_query, request_id
 from gateway.core.session_id import parse_session_id
+from gateway.core.storage import NOBODY
 from gateway.core.websocket_protocol import Dialect
 from gateway.ports import Admission, Authenticator, Clock, ResumePoint, SessionStore, UpgradeRequest
 
@@ -72,14 +73,17 @@ class Admissions:
         """
         path = _parse_target(request.target)
         origin = request.header("origin")
-        if origin is not None and origin not in self._rules.allowed_origins:
+        if origin is not None and origin.lower() not in self._rules.allowed_origins:
             raise Forbidden("This origin may not connect; its operator has to add it to ALLOWED_ORIGINS.")
         subprotocols = _parse_subprotocols(request)
+        in_header = _bearer(request.header("authorization"))
+        if subprotocols.bearer is not None and in_header is not None:
+            raise HandshakeRefused("Two tokens were sent, in Authorization and as a subprotocol; send one.")
         address = client_address(request.peer, request.headers, self._rules.trusted_proxies)
         self._upgrade_rate.check(address_caller(address), trio.current_time())
         identity = await self._authenticator.authenticate(
             Credentials(
-                bearer=subprotocols.bearer or _bearer(request.header("authorization")),
+                bearer=in_header if subprotocols.bearer is None else subprotocols.bearer,
                 internal_key=request.header("x-internal-auth"),
             ),
             socket=True,
@@ -99,8 +103,10 @@ class Admissions:
         )
 
     async def _check_owner(self, session_id: str, identity: Identity) -> None:
-        owner = await self._store.claim(session_id, identity.subject, self._clock.now())
-        if owner != identity.subject and self._rules.sessions_are_owned and not identity.sees_all:
+        # The internal key owns nothing: services open sessions for users, who are to find them theirs.
+        claims = NOBODY if identity.sees_all else identity.subject
+        owner = await self._store.claim(session_id, claims, self._clock.now())
+        if owner != claims and self._rules.sessions_are_owned and not identity.sees_all:
             raise NotYours("This session belongs to somebody else; use another session id.")
 
 

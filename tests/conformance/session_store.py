@@ -17,6 +17,7 @@ from attrs import define, evolve
 
 from gateway.core.events import Event, EventKind
 from gateway.core.storage import (
+    NOBODY,
     CommitRefused,
     Decision,
     LedgerEntry,
@@ -220,6 +221,24 @@ class SessionStoreConformance:
 
                 assert len(told) == 3
                 assert set(told) == {await store.owner(f"s{attempt}")}
+
+    async def test_a_session_can_be_known_and_nobodys(self, place: StorePlace) -> None:
+        """Claimed for nobody it takes commits and has no owner; the first subject to claim it owns it."""
+        async with place.open() as store:
+            assert await store.claim("s", NOBODY, 1.0) == NOBODY
+            await store.commit([EVERYTHING])
+            assert await store.owner("s") is None
+            assert await store.sessions_of(NOBODY) == frozenset()
+            before = await held(store)
+            assert before.owner == NOBODY
+
+            assert await store.claim("s", NOBODY, 2.0) == NOBODY
+            assert await store.claim("s", "ada", 3.0) == "ada"
+            assert await store.claim("s", NOBODY, 4.0) == "ada"
+            assert await store.claim("s", "bob", 5.0) == "ada"
+            assert await store.owner("s") == "ada"
+            assert await store.sessions_of("ada") == {"s"}
+            assert await held(store) == evolve(before, owner="ada")
 
     async def test_a_claimed_session_is_empty(self, place: StorePlace) -> None:
         """A session that was only claimed has an owner and nothing else."""

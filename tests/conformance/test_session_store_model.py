@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gateway.adapters.stores.memory import MemoryStore
 from gateway.adapters.stores.sqlite import open_sqlite_store
 from gateway.core.storage import (
+    NOBODY,
     CommitRefused,
     Decision,
     PendingCall,
@@ -150,7 +151,7 @@ class SqliteFollowsMemory(RuleBasedStateMachine):
         assert self.subject.call(ask) == expected
         return expected
 
-    @rule(session_id=st.sampled_from(SESSIONS), subject=st.sampled_from(SUBJECTS))
+    @rule(session_id=st.sampled_from(SESSIONS), subject=st.sampled_from([*SUBJECTS, NOBODY]))
     def claim(self, session_id: str, subject: str) -> None:
         """Somebody attaches."""
         self.both(lambda store: store.claim(session_id, subject, 1.0))

@@ -77,7 +77,14 @@ def test_no_subject_leaves_its_header(subject: str) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["access_token=x", "a=1&ID_TOKEN=x", "q=eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.", "b%65arer=x", "jwt="],
+    [
+        "access_token=x",
+        "a=1&ID_TOKEN=x",
+        "q=eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.",
+        "b%65arer=x",
+        "jwt=",
+        "token=x",
+    ],
 )
 def test_refuses_a_token_in_a_query(query: str) -> None:
     """Credentials in a URL are refused by name and by shape."""

@@ -11,6 +11,7 @@ from attrs import define, field
 from gateway.core.events import Event
 from gateway.core.packing import pack_commit
 from gateway.core.storage import (
+    NOBODY,
     CommitRefused,
     Decision,
     LedgerEntry,
@@ -126,17 +127,19 @@ class MemoryStore(SessionStore):
         """The subject that the session belongs to, or None."""
         await trio.lowlevel.checkpoint()
         held = self._sessions.get(session_id)
-        return None if held is None else held.owner
+        return None if held is None else held.owner or None
 
     async def claim(self, session_id: str, subject: str, now: float) -> str:  # noqa: ARG002 - of no use here
         """Make ``subject`` the owner if there is none; returns the owner."""
         await trio.lowlevel.checkpoint()
-        return self._sessions.setdefault(session_id, _Held(subject)).owner
+        held = self._sessions.setdefault(session_id, _Held(subject))
+        held.owner = held.owner or subject
+        return held.owner
 
     async def sessions_of(self, subject: str) -> frozenset[str]:
         """The ids of all sessions that belong to ``subject``."""
         await trio.lowlevel.checkpoint()
-        return frozenset(key for key, held in self._sessions.items() if held.owner == subject)
+        return frozenset(key for key, held in self._sessions.items() if held.owner == subject != NOBODY)
 
     async def unfinished(self) -> Sequence[str]:
         """Sessions whose turn was running or that have messages queued."""

@@ -18,7 +18,7 @@ import apsw
 from gateway.adapters.stores.sqlite_journal import EventJournal, Head, Part
 from gateway.adapters.stores.sqlite_schema import SEQ_BITS, SEQ_MASK, transaction
 from gateway.core.packing import PackedCommit, unpack_message, unpack_record
-from gateway.core.storage import Decision, LedgerEntry, SessionCommit, StoredSession, TurnState
+from gateway.core.storage import NOBODY, Decision, LedgerEntry, SessionCommit, StoredSession, TurnState
 
 
 class Abandoned(Exception):
@@ -207,6 +207,9 @@ class SessionTables:
 
     def owner(self, session_id: str) -> str | None:
         """The session's owner, or None."""
+        return self._claimed_by(session_id) or None
+
+    def _claimed_by(self, session_id: str) -> str | None:
         found: str | None = self._db.execute(
             "SELECT owner FROM session WHERE session_id = ?", (session_id,)
         ).get
@@ -214,7 +217,13 @@ class SessionTables:
 
     def claim(self, session_id: str, subject: str, now: float) -> str:
         """Make ``subject`` the owner if there is none; returns the owner."""
-        if (owner := self.owner(session_id)) is not None:
+        if (owner := self._claimed_by(session_id)) is not None:
+            if owner == NOBODY != subject:
+                self._db.execute(
+                    "UPDATE session SET owner = ?, claimed_at = ? WHERE session_id = ?",
+                    (subject, now, session_id),
+                )
+                return subject
             return owner
         number = self._next_number
         self._next_number += 1
@@ -226,6 +235,8 @@ class SessionTables:
 
     def sessions_of(self, subject: str) -> frozenset[str]:
         """The ids of all sessions of ``subject``."""
+        if subject == NOBODY:
+            return frozenset()
         found = self._db.execute("SELECT session_id FROM session WHERE owner = ?", (subject,))
         return frozenset(session_id for (session_id,) in found)
 
