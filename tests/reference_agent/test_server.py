@@ -157,6 +157,24 @@ async def test_an_idle_connection_is_closed_in_time() -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /health HTTP/1.1\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"]
+)
+async def test_a_client_that_leaves_is_let_go_of(sent: bytes) -> None:
+    """At once, and not when the keep-alive timeout ends."""
+    server = HttpServer(wrap_app(flood, 1, "asgi"), hypercorn_config())
+    listeners = list(await trio.open_tcp_listeners(0, host="127.0.0.1"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, listeners)
+        async with await trio.open_tcp_stream(*listeners[0].socket.getsockname()) as stream:
+            await stream.send_all(sent)
+            await trio.sleep(0.1)
+            assert server.connections == 1
+        await trio.sleep(0.3)
+        assert server.connections == 0
+        nursery.cancel_scope.cancel()
+
+
 async def test_the_internal_key_guards_everything_but_health(run_agent: RunAgent) -> None:
     """A missing or wrong key is 401; the right one is let in."""
     async with run_agent(internal_key="secret") as client:
