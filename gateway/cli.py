@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 import gateway
 from gateway.commands import agent, chat, check_agent, check_config, demo, dev_token, serve, version
@@ -29,7 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="gateway",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # Room for the longest command on the line of its meaning.
+        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=20),
     )
     parser.add_argument("--version", action="version", version=f"gateway {gateway.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -53,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone: `gateway check-config | head -1`.
-        sys.stderr.close()
+        # Python would complain when it flushes at the end.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception:
         traceback.print_exc()
