@@ -12,6 +12,9 @@ from tests.faults.gateway_process import GatewayFailed, GatewayProcess
 POINTS = ("post", "token", "sent", "ack", "call", "decided", "ended")
 """What a kill may strike at, as clients and runtime see it."""
 
+STOPS = 0.05
+"""How often the gateway is told to end, and drains, in place of being killed."""
+
 
 class Chaos:
     """Kills the gateway ``kills`` times, and starts it again, while the proxies cut ``cuts`` connections."""
@@ -22,6 +25,8 @@ class Chaos:
         self.kills_wanted = kills
         self.cuts_wanted = cuts
         self.kills = 0
+        self.stops = 0
+        """Ends by SIGTERM, in between."""
         self.gateway: GatewayProcess | None = None
         self._point: str | None = None
         self.killed_at: dict[str, int] = {}
@@ -60,6 +65,15 @@ class Chaos:
     async def _kill_once(self) -> None:
         gateway = self.gateway
         assert gateway is not None
+        if self._random.random() < STOPS:
+            await gateway.wait_listening()
+            await trio.sleep(self._random.expovariate(1 / self._mean_uptime))
+            code = await gateway.stop()
+            if code != 0:
+                raise GatewayFailed(f"SIGTERM ended it with {code}: {gateway.log_tail()}")
+            self.stops += 1
+            await gateway.begin()
+            return
         if self._random.random() < 0.05:
             await trio.sleep(self._random.uniform(0, 0.1))
             self._kill("start")

@@ -34,6 +34,8 @@ class Conversation(Protocol):
     """What a client knows of its session."""
 
     session_id: str
+    awake: trio.Event
+    """Set while its clients want to be connected."""
 
     @property
     def answerers(self) -> list[str]:
@@ -71,6 +73,7 @@ class Client:
         """Connect, and connect again, until cancelled."""
         async with trio.open_nursery() as self._nursery:
             while True:
+                await self._conversation.awake.wait()
                 try:
                     await self._connect_once()
                 except SocketLost as lost:
@@ -84,6 +87,11 @@ class Client:
     async def _connect_once(self) -> None:
         """One connection, until it is lost. Raises ``SocketLost``."""
         raise NotImplementedError
+
+    def drop(self) -> None:
+        """Lose the connection; ``run`` makes another."""
+        if self._socket is not None:
+            self._socket.abort()
 
     def _lose(self) -> None:
         if self._socket is not None:

@@ -14,6 +14,10 @@ from tests.faults.violations import Violation
 from tests.faults.websocket import SocketLost
 
 SETTLE_SECONDS = 60.0
+NAPS = 0.15
+"""How many sessions are left by all their clients for a while."""
+DETACH_GRACE = 1.0
+NAP_SECONDS = 1.5 * DETACH_GRACE
 CASTS: tuple[tuple[str, ...], ...] = (
     ("json", "msgpack", "v1"),
     ("msgpack", "json"),
@@ -33,6 +37,8 @@ class Conversation:
         kind = "r" if self._random.random() < 0.6 else "n"
         self.session_id = f"{kind}-{seed}-{number}"
         self.record = SessionRecord(self.session_id)
+        self.awake = trio.Event()
+        self.awake.set()
         self._clients: list[Client] = []
         for index, dialect in enumerate(self._random.choice(CASTS)):
             client = ClientRecord(f"{dialect}{index}", dialect)  # type: ignore[arg-type]
@@ -51,6 +57,8 @@ class Conversation:
         violations: list[Violation] = []
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as talking:
+                if self._random.random() < NAPS:
+                    talking.start_soon(self._nap)
                 for client in self._clients:
                     nursery.start_soon(client.run)
                     talking.start_soon(client.talk, self._random.randint(2, 5), 0.3)
@@ -60,6 +68,15 @@ class Conversation:
                 violations.append(Violation("stuck", self.session_id, "session", self._why()))
             nursery.cancel_scope.cancel()
         return violations
+
+    async def _nap(self) -> None:
+        """All clients go away for longer than the gateway keeps a session without any in memory."""
+        await trio.sleep(self._random.uniform(0.2, 1.5))
+        self.awake = trio.Event()
+        for client in self._clients:
+            client.drop()
+        await trio.sleep(NAP_SECONDS)
+        self.awake.set()
 
     async def _settle(self) -> None:
         settled = False

@@ -17,7 +17,7 @@ from tests.faults.agent_runtime import AgentRuntime
 from tests.faults.chaos import Chaos
 from tests.faults.checker import check_session
 from tests.faults.client import World
-from tests.faults.conversation import Conversation
+from tests.faults.conversation import DETACH_GRACE, Conversation
 from tests.faults.cutting_proxy import CuttingProxy
 from tests.faults.gateway_process import gateway_process
 from tests.faults.records import SessionRecord
@@ -25,6 +25,8 @@ from tests.faults.violations import Violation
 
 SETTINGS = {
     "LOG_LEVEL": "WARNING",
+    "DETACH_GRACE": str(DETACH_GRACE),
+    "DRAIN_TIMEOUT": "2",
     "RATE_UPGRADES_PER_MINUTE": "0",
     "RATE_MESSAGES_PER_MINUTE": "0",
 }
@@ -53,6 +55,7 @@ class Result:
     seed: int
     seconds: float = 0.0
     kills: int = 0
+    stops: int = 0
     killed_at: dict[str, int] = Factory(dict)
     cuts: int = 0
     upstream_cuts: int = 0
@@ -144,6 +147,7 @@ async def _run(options: Options, folder: Path, progress: Callable[[str], None]) 
             result.start_seconds = sorted(gateway.start_seconds)[len(gateway.start_seconds) // 2]
             log = (folder / "gateway.log").read_text("utf-8", "replace")
         nursery.cancel_scope.cancel()
+    result.stops = chaos.stops
     result.kills, result.killed_at, result.cuts = chaos.kills, chaos.killed_at, clients.cuts
     result.upstream_cuts, result.connections = agents.cuts, clients.connections
     result.seconds = trio.current_time() - began

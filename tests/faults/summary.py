@@ -16,6 +16,7 @@ def describe(result: Result) -> str:
     lines = [
         f"seed {result.seed}, {result.seconds:.0f} s",
         f"kills      {result.kills} ({killed or 'none'}); starts took {result.start_seconds:.2f} s",
+        f"drains     {result.stops}",
         f"cuts       {result.cuts} of {result.connections} connections; {result.upstream_cuts} upstream",
         f"sessions   {result.sessions}",
         f"messages   {result.messages}, {result.repeats} of them repeated, {result.posts} POSTs",
