@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import socket
+import struct
 
 import trio
 
@@ -17,8 +19,7 @@ class CuttingProxy:
         self.port = 0
         self.cuts = 0
         self.connections = 0
-        self.cuts_wanted: int | None = None
-        """So many cuts, then peace; None for ever."""
+        self._was_cut = trio.lowlevel.ParkingLot()
 
     @property
     def url(self) -> str:
@@ -32,11 +33,14 @@ class CuttingProxy:
         task_status.started()
         await trio.serve_listeners(self._serve, [listener])
 
+    async def wait_cuts(self, count: int) -> None:
+        """Wait until there have been so many cuts."""
+        while self.cuts < count:
+            await self._was_cut.park()
+
     async def _serve(self, client: trio.SocketStream) -> None:
         self.connections += 1
         budget = self._random.expovariate(1 / self._mean_bytes)
-        if self.cuts_wanted is not None and self.cuts >= self.cuts_wanted:
-            budget = float("inf")
         try:
             server = await trio.open_tcp_stream("127.0.0.1", self._target)
         except OSError:
@@ -49,6 +53,7 @@ class CuttingProxy:
                 nursery.start_soon(pipe.pump, server, client, nursery.cancel_scope)
         finally:
             self.cuts += pipe.was_cut
+            self._was_cut.unpark_all()
             if pipe.was_cut and self._random.random() < 0.5:
                 _reset_on_close(client)
             with trio.CancelScope(shield=True):
@@ -82,7 +87,4 @@ class _Pipe:
 
 def _reset_on_close(stream: trio.SocketStream) -> None:
     """Close with RST (SO_LINGER with a time of zero), as a dying network does."""
-    import socket
-    import struct
-
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
