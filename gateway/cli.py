@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 import traceback
@@ -32,8 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="gateway",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        # Room for the longest command on the line of its meaning.
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=20),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"gateway {gateway.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

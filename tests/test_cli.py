@@ -53,11 +53,10 @@ def test_help_explains(capsys: pytest.CaptureFixture[str], command: str) -> None
 
 
 def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    """``gateway --help`` has a line for each."""
+    """``gateway --help`` names each on a line."""
     _, out, _ = run(capsys, "--help")
 
-    for command in COMMANDS:
-        assert f"\n    {command} " in out
+    assert set(COMMANDS) <= {line.split()[0] for line in out.splitlines() if line.strip()}
 
 
 @pytest.mark.parametrize("arguments", [["version"], ["--version"]])
