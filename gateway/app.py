@@ -3,6 +3,7 @@
     root nursery
     ├── hub                    every session, its turns, the group commit
     ├── JWKS refresher         with USE_JWT_AUTH
+    ├── pulse                  event-loop lag, totals for the metrics
     ├── front door             one port: trio-websocket for sockets, hypercorn + Quart for REST
     └── shutdown watcher       SIGTERM, SIGINT → drain
 
@@ -45,6 +46,7 @@ from gateway.core.limits import Limits
 from gateway.core.rate_limit import RateLimiter
 from gateway.engine.admission import AdmissionRules, Admissions
 from gateway.engine.hub import Hub
+from gateway.engine.pulse import Pulse
 from gateway.engine.turn import TurnRunner
 from gateway.ports import Authenticator, Clock
 from gateway.settings import Settings
@@ -65,6 +67,7 @@ class Gateway:
     configuration: Configuration
     telemetry: StructlogTelemetry
     hub: Hub
+    pulse: Pulse
     rest: QuartTrio
     jwks: JwksCache | None
 
@@ -122,11 +125,12 @@ async def open_gateway(configuration: Configuration, telemetry: StructlogTelemet
             max_event_bytes=settings.max_event_bytes,
             telemetry=telemetry,
         )
+        run_turn = TurnRunner(agent, limits=limits, telemetry=telemetry, randomness=random.Random())
         hub = Hub(
             store=store,
             admissions=admissions,
             authenticator=authenticator,
-            run_turn=TurnRunner(agent, limits=limits, telemetry=telemetry, randomness=random.Random()),
+            run_turn=run_turn,
             limits=limits,
             telemetry=telemetry,
             clock=clock,
@@ -134,6 +138,12 @@ async def open_gateway(configuration: Configuration, telemetry: StructlogTelemet
             message_rate=RateLimiter(settings.rate_messages_per_minute),
             randomness=random.Random(),
         )
+
+        pulse = Pulse(hub, run_turn, telemetry, clock, settings.version)
+
+        def render_metrics() -> bytes:
+            pulse.publish()
+            return telemetry.render()
 
         async def check_ready() -> None:
             if hub.draining:
@@ -147,10 +157,12 @@ async def open_gateway(configuration: Configuration, telemetry: StructlogTelemet
             telemetry=telemetry,
             clock=clock,
             agent=await stack.enter_async_context(rest_client(settings.agent_url)),
-            render_metrics=telemetry.render,
+            render_metrics=render_metrics,
             check_ready=check_ready,
         )
-        yield Gateway(configuration=configuration, telemetry=telemetry, hub=hub, rest=rest, jwks=jwks)
+        yield Gateway(
+            configuration=configuration, telemetry=telemetry, hub=hub, pulse=pulse, rest=rest, jwks=jwks
+        )
 
 
 async def serve(
@@ -176,6 +188,7 @@ async def serve(
                 if gateway.jwks is not None:
                     await root.start(gateway.jwks.run)
                 await root.start(gateway.hub.run)
+                root.start_soon(gateway.pulse.run)
                 serving = trio.Event()
 
                 async def serve_front_door() -> None:

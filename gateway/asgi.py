@@ -43,6 +43,7 @@ class GatewayApplication:
                 if gateway.jwks is not None:
                     await nursery.start(gateway.jwks.run)
                 await nursery.start(_supervise, gateway)
+                nursery.start_soon(gateway.pulse.run)
                 settings = configuration.settings
                 QuartWebSockets(gateway.hub, telemetry, close_timeout=settings.ws_close_timeout).register(
                     gateway.rest

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 import traceback
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TextIO
 
@@ -22,6 +24,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from gateway.core.metrics import METRICS, Metric, MetricKind
+from gateway.core.overview import JournalEntry
 from gateway.core.redaction import Redactor, one_line
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -31,7 +34,11 @@ MAX_LABEL_SETS = 100
 """Label combinations kept per metric; further ones are counted as ``other``. Labels are meant to be bounded
 (``core/metrics.py``); this holds when one turns out to be a caller's choice."""
 
+JOURNAL_ENTRIES = 4096
+"""Log entries kept for ``StructlogTelemetry.entries``: 2 MB, and some minutes of a busy gateway."""
+
 _MAX_TRACEBACK = 16_000
+_TROUBLES = frozenset({"warning", "error"})
 _RESERVED = frozenset({"timestamp", "level", "event", "exception"})
 
 
@@ -68,6 +75,10 @@ class StructlogTelemetry:
         )
         self._metrics = _MetricStore(metrics)
         self._reported: set[str] = set()
+        self._journal: deque[tuple[int, float, str, str, Mapping[str, object]]] = deque(
+            maxlen=JOURNAL_ENTRIES
+        )
+        self._number = 0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._metrics)
         ProcessCollector(registry=self._registry)
@@ -76,22 +87,48 @@ class StructlogTelemetry:
 
     def debug(self, event: str, **fields: object) -> None:
         """See ``ports.Telemetry``."""
+        self._keep("debug", event, fields)
         if self._level <= logging.DEBUG:
             self._write("debug", event, fields)
 
     def info(self, event: str, **fields: object) -> None:
         """See ``ports.Telemetry``."""
+        self._keep("info", event, fields)
         if self._level <= logging.INFO:
             self._write("info", event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
         """See ``ports.Telemetry``."""
+        self._keep("warning", event, fields)
         if self._level <= logging.WARNING:
             self._write("warning", event, fields)
 
     def error(self, event: str, *, cause: BaseException | None = None, **fields: object) -> None:
         """See ``ports.Telemetry``."""
+        # Its traceback holds frames, and with them whatever they hold: only the name is kept.
+        self._keep("error", event, fields if cause is None else {**fields, "cause": type(cause).__name__})
         self._write("error", event, fields, cause)
+
+    def _keep(self, level: str, event: str, fields: Mapping[str, object]) -> None:
+        self._number += 1
+        self._journal.append((self._number, time.time(), level, event, fields))
+
+    def entries(
+        self, *, session_id: str | None = None, troubles_only: bool = False, after: int = 0, limit: int = 100
+    ) -> Sequence[JournalEntry]:
+        """See ``ports.Journal``; the last ``JOURNAL_ENTRIES`` are kept."""
+        found: list[JournalEntry] = []
+        for number, at, level, event, fields in reversed(self._journal):
+            if number <= after or len(found) >= limit:
+                break
+            if troubles_only and level not in _TROUBLES:
+                continue
+            if session_id is not None and fields.get("session_id") != session_id:
+                continue
+            safe = {name: self._redactor.field(name, value) for name, value in fields.items()}
+            found.append(JournalEntry(number, at, level, one_line(self._redactor.text(event)), safe))
+        found.reverse()
+        return found
 
     def _write(
         self, level: str, event: str, fields: Mapping[str, object], cause: BaseException | None = None

@@ -296,6 +296,11 @@ class Session:
         return self.turn_state is not TurnState.RUNNING and not self._queue and not self._overtaking
 
     @property
+    def touched_at(self) -> float:
+        """When a client last said something, or the session was loaded; Unix seconds."""
+        return self._touched_at
+
+    @property
     def waiting_messages(self) -> int:
         """Messages accepted whose turn has not started."""
         return len(self._queue) + len(self._overtaking)

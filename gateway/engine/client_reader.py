@@ -72,6 +72,7 @@ class ClientReader:
         """Read until the socket is gone. Raises ``ConnectionClosed``."""
         while True:
             frame = await self._connection.receive()
+            self._count(frame)
             try:
                 messages = self._decode(frame)
             except InvalidMessage as error:
@@ -82,6 +83,14 @@ class ClientReader:
                     await self._handle(fields, raw)
                 except GatewayError as error:
                     self._refuse(error, fields)
+
+    def _count(self, frame: str | bytes) -> None:
+        flow = self._runner.flow
+        flow.frames_received += 1
+        if isinstance(frame, bytes) or frame.isascii():
+            flow.bytes_received += len(frame)
+        else:
+            flow.bytes_received += len(frame.encode("utf-8", "surrogatepass"))
 
     def _decode(self, frame: str | bytes) -> list[_Decoded]:
         dialect = self._admission.dialect
@@ -101,6 +110,7 @@ class ClientReader:
     async def _handle(self, fields: dict[str, object], raw: bytes) -> None:
         message: ClientMessage = parse_client_message(fields, raw, v2=self._v2)
         if isinstance(message, Ack):
+            self._runner.flow.acks_received += 1
             self._socket.acknowledge(message.seq)
             return
         self._telemetry.count("gateway_messages_received_total", type=str(fields["type"]))
@@ -134,6 +144,7 @@ class ClientReader:
 
     def _refuse(self, error: GatewayError, fields: dict[str, object]) -> None:
         self._telemetry.count("gateway_errors_total", code=error.code)
+        self._runner.last_error = error.code
         call_id = fields.get("call_id")
         self._socket.answer(
             Refused(

@@ -144,4 +144,8 @@ class GroupCommit:
                 self.failure = None
                 self._telemetry.info("store_available", after_seconds=trio.current_time() - started)
             self._telemetry.observe("gateway_store_commit_seconds", trio.current_time() - started)
+            self._telemetry.observe("gateway_store_batch_sessions", len(commits))
+            self._telemetry.observe(
+                "gateway_store_batch_events", sum(len(commit.events) for commit in commits)
+            )
             return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import trio
 
@@ -17,11 +17,12 @@ from gateway.core.errors import (
     RateLimited,
     StoreUnavailable,
 )
+from gateway.core.flow import Flow
 from gateway.core.identity import ANONYMOUS_SUBJECT
 from gateway.core.limits import Limits
 from gateway.core.rate_limit import RateLimiter
 from gateway.core.session import Session
-from gateway.core.websocket_protocol import CloseCode
+from gateway.core.websocket_protocol import CloseCode, Dialect
 from gateway.engine.admission import Admissions
 from gateway.engine.bulkhead import bulkhead, report_crash
 from gateway.engine.client_reader import ClientReader
@@ -75,11 +76,14 @@ class Hub:
         self._sessions: dict[str, SessionRunner] = {}
         self._loading: dict[str, trio.Event] = {}
         self._sockets: dict[SessionSocket, None] = {}
+        self._sockets_by_dialect = Counter[Dialect]()
         self._sockets_of: Counter[str] = Counter()
         self._no_sockets = trio.Event()
         """Set once there are no sockets while draining."""
         self._nursery: trio.Nursery | None = None
         self.draining = False
+        self.flow = Flow()
+        """What has passed through; published by ``engine/pulse.py``."""
 
     @property
     def session_count(self) -> int:
@@ -90,6 +94,16 @@ class Hub:
     def socket_count(self) -> int:
         """Open sockets."""
         return len(self._sockets)
+
+    @property
+    def runners(self) -> Mapping[str, SessionRunner]:
+        """The live sessions by id; changes under whoever awaits while reading it."""
+        return self._sessions
+
+    @property
+    def sockets(self) -> Collection[SessionSocket]:
+        """The open sockets; the same goes for it."""
+        return self._sockets.keys()
 
     # ------------------------------------------------------------------ life
 
@@ -136,9 +150,9 @@ class Hub:
         while True:
             await trio.sleep(HOUSEKEEPING_SECONDS)
             with bulkhead(self._telemetry, "housekeeping"):
-                self._telemetry.set_gauge("gateway_sessions_live", len(self._sessions))
                 now = self._clock.now()
                 held = sum(runner.age(now) for runner in self._sessions.values())
+                self._telemetry.set_gauge("gateway_replay_held_bytes", held)
                 if held > self._limits.replay_total_bytes:
                     self._relieve_memory(held - self._limits.replay_total_bytes)
                 try:
@@ -211,7 +225,7 @@ class Hub:
         subject = admission.identity.subject
         self._sockets[socket] = None
         self._sockets_of[subject] += 1
-        self._telemetry.set_gauge("gateway_sockets_open", len(self._sockets), dialect="all")
+        self._count_socket(admission.dialect, 1)
         try:
             outcome = socket.join(admission.resume, had_session=had_session)
             self._telemetry.count("gateway_resumes_total", outcome=outcome)
@@ -239,7 +253,12 @@ class Hub:
             self._sockets_of[subject] -= 1
             if not self._sockets_of[subject]:
                 del self._sockets_of[subject]
-            self._telemetry.set_gauge("gateway_sockets_open", len(self._sockets), dialect="all")
+            self._count_socket(admission.dialect, -1)
+
+    def _count_socket(self, dialect: Dialect, change: int) -> None:
+        self._sockets_by_dialect[dialect] += change
+        open_now = self._sockets_by_dialect[dialect]
+        self._telemetry.set_gauge("gateway_sockets_open", open_now, dialect=dialect.value)
 
     # ------------------------------------------------------------------ sessions
 
@@ -281,6 +300,7 @@ class Hub:
                 run_turn=self._run_turn,
                 group_commit=self._group_commit,
                 telemetry=self._telemetry,
+                flow=self.flow,
                 clock=self._clock,
                 # A durable session leaves memory at the end of its grace and comes back from the store; one
                 # that only lives here is kept for as long as clients may resume it.

@@ -15,7 +15,7 @@ session's sockets with 1011. What the store holds stays, so that clients can com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import trio
@@ -24,9 +24,11 @@ from attrs import frozen
 from gateway.core.client_messages import AgentBound, Cancel
 from gateway.core.effects import Accepted, Effect, Refused, StartTurn, StopTurn
 from gateway.core.errors import StoreDelayed, StoreUnavailable
+from gateway.core.flow import Flow
 from gateway.core.limits import Limits
 from gateway.core.session import Sender, Session
 from gateway.core.storage import SessionCommit, SessionRecord
+from gateway.engine.event_timing import EventTiming
 from gateway.engine.group_commit import GroupCommit
 from gateway.engine.task_branch import TaskBranch
 from gateway.ports import Clock, Telemetry
@@ -89,6 +91,7 @@ class SessionRunner:
         run_turn: TurnStarter,
         group_commit: GroupCommit | None,
         telemetry: Telemetry,
+        flow: Flow,
         clock: Clock,
         linger: float,
         was_stored: bool,
@@ -97,6 +100,12 @@ class SessionRunner:
     ) -> None:
         self.session = session
         self.session_id = session.session_id
+        self.flow = flow
+        self.agent = ""
+        """The agent that the runtime last switched to; empty until it does."""
+        self.last_error = ""
+        """Code of the last error that its clients were told."""
+        self.timing = EventTiming(flow, telemetry)
         self.visible_seq = session.log.last_seq
         """Events up to here are stored, so sockets may see them."""
         self.detached_positions = [self.visible_seq] if was_stored else []
@@ -317,6 +326,21 @@ class SessionRunner:
         with scope:
             await self._run_turn(self, start)
         self._turns.pop(start.message.turn_id, None)
+
+    # ------------------------------------------------------------------ observation
+
+    @property
+    def attachments(self) -> Collection[Attachment]:
+        """The sockets."""
+        return self._attachments.keys()
+
+    def close(self, reason: str) -> None:
+        """An operator ends the conversation: cancel what runs and waits, close the sockets for good (1000).
+
+        Its events stay for as long as any session's do.
+        """
+        self._perform(None, self.session.abandon())
+        self.end_sockets(1000, reason)
 
     # ------------------------------------------------------------------ bounds
 

@@ -47,6 +47,7 @@ class SessionSocket:
         "_connection",
         "_control",
         "_dialect",
+        "_flow",
         "_is_flushing",
         "_lagging",
         "_limits",
@@ -59,6 +60,7 @@ class SessionSocket:
         "alive_at",
         "is_v2",
         "position",
+        "rtt",
     )
 
     def __init__(
@@ -66,6 +68,7 @@ class SessionSocket:
     ) -> None:
         self._connection = connection
         self._runner = runner
+        self._flow = runner.flow
         self._dialect = dialect
         self._limits = limits
         self.is_v2 = dialect.is_v2
@@ -89,6 +92,20 @@ class SessionSocket:
         self._closing: tuple[int, str] | None = None
         self.alive_at = trio.current_time()
         """When its peer was last known to be there: it joined, or was sent a ping that it answered."""
+        self.rtt: float | None = None
+        """Seconds between its last ping and pong."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """What it speaks."""
+        return self._dialect
+
+    @property
+    def unacked_bytes(self) -> int:
+        """v2: memory of the events that it was given and has not acknowledged, in bytes; v1 has none."""
+        if not self.is_v2 or self.position <= self.acked:
+            return 0
+        return self._runner.session.log.bytes_between(self.acked, self.position)
 
     # ------------------------------------------------------------------ joining and leaving
 
@@ -187,9 +204,14 @@ class SessionSocket:
                 if self._control:
                     payloads = self._control + payloads
                     self._control = []
-                if payloads and not self._connection.send_nowait(payloads):
-                    self._blocked = self._lagging = True
-                    self._need_flusher()
+                if payloads:
+                    self._flow.frames_sent += len(payloads)
+                    self._flow.bytes_sent += sum(map(len, payloads))
+                    if not self._connection.send_nowait(payloads):
+                        self._blocked = self._lagging = True
+                        self._need_flusher()
+                    elif self._batch_after < self._runner.timing.seq <= self.position and not self._lagging:
+                        self._runner.timing.end()
         except ConnectionClosed:
             # The reader learns it too and ends the socket; until then nothing more is sent.
             self._blocked = True
@@ -209,9 +231,16 @@ class SessionSocket:
         payload = encode_event(log.newest, self._dialect)
         self._batch_after = position
         self.position = position + 1
-        if payload is not None and not self._connection.send_nowait((payload,)):
+        if payload is None:
+            return
+        flow = self._flow
+        flow.frames_sent += 1
+        flow.bytes_sent += len(payload)
+        if not self._connection.send_nowait((payload,)):
             self._blocked = self._lagging = True
             self._need_flusher()
+        elif self._runner.timing.seq == self.position:
+            self._runner.timing.end()
 
     def _take_events(self) -> list[bytes]:
         """Encode the next events for this socket and move its position past them."""
@@ -226,6 +255,8 @@ class SessionSocket:
             waiting = log.bytes_after(position)
             while len(events) > 1 and waiting - log.bytes_after(events[-1].seq) > BYTES_PER_FLUSH:
                 del events[len(events) // 2 :]
+            if self._replaying:
+                self._flow.replayed_events += len(events)
             merge = self._replaying or (self._lagging and waiting >= self._limits.merge_bytes)
             payloads = encode_events(events, self._dialect, merge=merge)
         else:

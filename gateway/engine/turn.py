@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import trio
 
 from gateway.core.agent_events import AgentEvent, Skipped, TurnDone, interpret
+from gateway.core.codec import decode_json_object
 from gateway.core.effects import StartTurn
 from gateway.core.errors import (
     AgentFailure,
@@ -14,8 +16,10 @@ from gateway.core.errors import (
     AgentTimeout,
     AgentUnavailable,
     GatewayError,
+    InvalidMessage,
     Overloaded,
 )
+from gateway.core.events import EventKind
 from gateway.core.limits import Limits
 from gateway.core.sse import ServerSentEvent
 from gateway.core.turn_states import Outcome
@@ -27,8 +31,8 @@ MAX_RESUMES = 8
 RESUME_DELAY = 0.1
 """Seconds before the first resume; doubles, with full jitter, up to ``RESUME_DELAY_MAX``."""
 RESUME_DELAY_MAX = 3.0
-EVENTS_PER_COUNT = 64
-"""Events are counted in such lots: one count costs 0.6 µs, a tenth of the engine's share of a token."""
+KNOWN_TYPES = frozenset({"assistant_message", "tool_call", "agent_switched", "error", "plan_update"})
+"""What is a label of its own in metrics; a runtime may invent any other."""
 
 
 class TurnRunner:
@@ -69,6 +73,7 @@ class TurnRunner:
             self._telemetry.count("gateway_turns_total", outcome=outcome.value)
             self._telemetry.observe("gateway_turn_seconds", duration)
             if error is not None:
+                runner.last_error = error.code
                 self._telemetry.count("gateway_errors_total", code=error.code)
                 self._telemetry.warning("turn_failed", code=error.code, reason=error.message, **log)
             self._telemetry.info("turn_ended", outcome=outcome.value, duration_s=round(duration, 3), **log)
@@ -103,6 +108,7 @@ class TurnRunner:
             try:
                 posted = trio.current_time()
                 async with self._agent.open_stream(request) as stream:
+                    self._telemetry.observe("gateway_agent_head_seconds", trio.current_time() - posted)
                     progress.resumable = stream.resumable
                     runner.session.stream_opened(message.turn_id, resumable=stream.resumable)
                     if stream.resumable:
@@ -117,6 +123,7 @@ class TurnRunner:
                     return Outcome.INTERRUPTED if interrupted else Outcome.FAILED, failure
                 delay = min(RESUME_DELAY_MAX, RESUME_DELAY * 2**progress.resumes)
                 progress.resumes += 1
+                self._telemetry.count("gateway_turn_resumes_total")
                 self._telemetry.info(
                     "turn_resuming", session_id=runner.session_id, turn_id=message.turn_id, code=failure.code
                 )
@@ -127,33 +134,54 @@ class TurnRunner:
     async def _consume(
         self, runner: SessionRunner, turn_id: str, stream: AgentStream, progress: _Progress, posted: float
     ) -> None:
-        session, telemetry = runner.session, self._telemetry
-        carried = 0
-        try:
-            while batch := await stream.receive():
-                if posted:
-                    telemetry.observe("gateway_first_event_seconds", trio.current_time() - posted)
-                    posted = 0.0
-                for sse in batch:
-                    event = interpret(sse)
-                    if isinstance(event, AgentEvent):
-                        session.agent_event(turn_id, event, sse.event_id if progress.resumable else None)
-                    elif isinstance(event, TurnDone):
-                        runner.changed()
-                        return
+        session, telemetry, flow = runner.session, self._telemetry, runner.flow
+        while batch := await stream.receive():
+            sampled_at = trio.current_time() if posted or flow.takes_sample(len(batch)) else 0.0
+            for sse in batch:
+                event = interpret(sse)
+                if isinstance(event, AgentEvent):
+                    session.agent_event(turn_id, event, sse.event_id if progress.resumable else None)
+                    flow.events += 1
+                    if event.kind is EventKind.TOKEN:
+                        flow.tokens += 1
                     else:
-                        self._note_skipped(runner, turn_id, event, sse)
-                progress.last_event_id = batch[-1].event_id
-                progress.resumes = 0
-                runner.changed()
-                carried += len(batch)
-                if carried >= EVENTS_PER_COUNT:
-                    telemetry.count("gateway_events_total", carried)
-                    carried = 0
-                if not runner.has_room():
-                    await runner.wait_room()
-        finally:
-            telemetry.count("gateway_events_total", carried)
+                        self._note_event(runner, turn_id, event)
+                elif isinstance(event, TurnDone):
+                    runner.changed()
+                    return
+                else:
+                    self._note_skipped(runner, turn_id, event, sse)
+            progress.last_event_id = batch[-1].event_id
+            progress.resumes = 0
+            if sampled_at:
+                if posted:
+                    telemetry.observe("gateway_first_event_seconds", sampled_at - posted)
+                if runner.has_sockets:  # else it would time the client's absence
+                    runner.timing.begin(session.log.last_seq, sampled_at, is_first=bool(posted))
+                posted = 0.0
+            runner.changed()
+            if not runner.has_room():
+                await runner.wait_room()
+
+    def _note_event(self, runner: SessionRunner, turn_id: str, event: AgentEvent) -> None:
+        """Count an event that is no token, and log those that a session's timeline is made of."""
+        kind = event.type if event.type in KNOWN_TYPES else "other"
+        self._telemetry.count("gateway_agent_events_total", type=kind)
+        if kind == "agent_switched":
+            runner.agent = _agent_named(event.data)
+            self._telemetry.debug(
+                "agent_switched", session_id=runner.session_id, turn_id=turn_id, agent=runner.agent
+            )
+        elif kind == "tool_call":
+            self._telemetry.debug(
+                "tool_called",
+                session_id=runner.session_id,
+                turn_id=turn_id,
+                requires_approval=event.requires_approval,
+            )
+        elif kind == "error":
+            runner.last_error = "AGENT_ERROR"
+            self._telemetry.warning("agent_said_error", session_id=runner.session_id, turn_id=turn_id)
 
     def _note_skipped(
         self, runner: SessionRunner, turn_id: str, skipped: Skipped, sse: ServerSentEvent
@@ -166,6 +194,15 @@ class TurnRunner:
             reason=skipped.reason,
             size=len(sse.data),
         )
+
+
+def _agent_named(data: bytes) -> str:
+    """Whom an ``agent_switched`` names."""
+    with suppress(InvalidMessage):
+        to_agent = decode_json_object(data).get("to_agent")
+        if isinstance(to_agent, str):
+            return to_agent[:64]
+    return ""
 
 
 class _Progress:
