@@ -29,6 +29,7 @@ def check_messages(
         for sent in client.sent.values():
             yield from _check_message(session, client, sent, turns, asked.get(sent.message_id, []))
         yield from _check_order(session, client, asked)
+    yield from _check_cancelled(session, turns)
     for message_id in asked.keys() - known:
         yield Violation("protocol", session.session_id, "runtime", f"{message_id} was said by nobody")
 
@@ -78,6 +79,22 @@ def _check_message(
             yield found("lost", "completed without having been posted")
     elif not posts and _unposted(turns, {post.key for post in posts}) == 0:
         yield found("lost", "was acknowledged and never posted")
+
+
+def _check_cancelled(session: SessionRecord, turns: dict[str, Turn]) -> Iterator[Violation]:
+    """No turn is cancelled that nobody wanted cancelled. Of a v1 cancel nobody can say which turn it met."""
+    cancels = [
+        (client.is_v2, sent)
+        for client in session.clients
+        for sent in client.sent.values()
+        if sent.body["type"] == "cancel"
+    ]
+    if session.napped or not all(is_v2 for is_v2, _ in cancels):
+        return
+    asked = {answer.get("turn_id") for _, sent in cancels for answer in sent.accepted}
+    for turn in turns.values():
+        if turn.outcome == "cancelled" and turn.turn_id not in asked:
+            yield Violation("lost", session.session_id, f"turn {turn.turn_id}", "cancelled by nobody")
 
 
 def _unposted(turns: dict[str, Turn], posted: set[str]) -> int:

@@ -139,6 +139,6 @@ def _check_events(
         elif position != index:
             rule = "repeated" if position < index else "lost"
             yield Violation(rule, session_id, who, text)
-        elif not same(emitted[index], single.fields):
-            text = f"emitted {shorten(emitted[index])}, delivered {shorten(single.fields)}"
+        elif index >= len(emitted) or not same(emitted[index], single.fields):
+            text = f"emitted {shorten(emitted[index:][:1])}, delivered {shorten(single.fields)}"
             yield Violation("lost", session_id, who, text)

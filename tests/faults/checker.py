@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tests.faults.agent_runtime import Execution, Post
 from tests.faults.check_delivery import check_caught_up, check_v2_client, read_audit
 from tests.faults.check_messages import check_decisions, check_messages
+from tests.faults.check_state import check_state
 from tests.faults.check_turns import Turn, check_turns, read_turns
 from tests.faults.check_v1 import check_v1_client
 from tests.faults.records import SessionRecord
@@ -31,6 +32,7 @@ def check_session(
     for client in session.clients:
         if client.is_v2:
             violations += check_v2_client(session, client, timeline)
+            violations += check_state(session, client, timeline)
             violations += check_caught_up(session, client, last_seq)
         else:
             violations += check_v1_client(session, client, timeline)

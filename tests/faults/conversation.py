@@ -14,10 +14,10 @@ from tests.faults.violations import Violation
 from tests.faults.websocket import SocketLost
 
 SETTLE_SECONDS = 60.0
-NAPS = 0.15
+NAPS = 0.1
 """How many sessions are left by all their clients for a while."""
-DETACH_GRACE = 1.0
-NAP_SECONDS = 1.5 * DETACH_GRACE
+DETACH_GRACE = 4.0
+NAP_SECONDS = DETACH_GRACE + 1.0
 CASTS: tuple[tuple[str, ...], ...] = (
     ("json", "msgpack", "v1"),
     ("msgpack", "json"),
@@ -73,6 +73,7 @@ class Conversation:
         """All clients go away for longer than the gateway keeps a session without any in memory."""
         await trio.sleep(self._random.uniform(0.2, 1.5))
         self.awake = trio.Event()
+        self.record.napped = True
         for client in self._clients:
             client.drop()
         await trio.sleep(NAP_SECONDS)

@@ -67,5 +67,7 @@ class SessionRecord:
     clients: list[ClientRecord] = Factory(list)
     audit: list[dict[str, Any]] = Factory(list)
     """The events of a replay from seq 0, in order."""
+    napped: bool = False
+    """Whether all clients were away for longer than the gateway lets a turn go on without any."""
     final: dict[str, Any] | None = None
     """The last ``welcome``."""

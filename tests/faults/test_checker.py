@@ -41,7 +41,7 @@ MERGED = {"first_seq": 2, "seq": 3, "type": "assistant_message", "token": "⟦0.
 
 def welcome(last_seq: int, *, resumed: bool) -> dict[str, Any]:
     """What a v2 client is told first."""
-    turn = {"id": "t2", "state": "idle"}
+    turn = {"id": "t1", "state": "running"} if last_seq == 4 else {"id": None, "state": "idle"}
     return {
         "type": "welcome",
         "epoch": "e",
@@ -98,7 +98,7 @@ def perfect() -> Record:
     for work in works:
         work.finished, work.revealed = True, len(work.events)
     return Record(
-        SessionRecord("r-1", [first, second, third], copy.deepcopy(EVENTS), welcome(10, resumed=True)),
+        SessionRecord("r-1", [first, second, third], copy.deepcopy(EVENTS), final=welcome(10, resumed=True)),
         [
             Post("r-1", "t1", None, {"role": "user", **ASK}, 1.0, 0),
             Post("r-1", "t2", None, dict(DECIDE), 2.0, 1),
@@ -162,7 +162,7 @@ def lose_token_in_merge(record: Record) -> None:
 
 def needless_snapshot(record: Record) -> None:
     """A snapshot stands for events that the gateway had stored."""
-    snapshot = {"type": "snapshot", "reason": "trimmed", "epoch": "e", "seq": 10, "pending": []}
+    snapshot = {**welcome(10, resumed=False), "type": "snapshot", "reason": "trimmed", "seq": 10, "text": ""}
     client = record.client("two")
     client.entries[5].value["resumed"] = False
     client.entries[6:] = [Entry("got", snapshot)]
@@ -249,6 +249,11 @@ def give_up_resumable(record: Record) -> None:
     record.session.audit[4]["outcome"] = "outcome_unknown"
 
 
+def cancel_unasked(record: Record) -> None:
+    """A turn is cancelled without a cancel."""
+    record.session.audit[4]["outcome"] = "cancelled"
+
+
 def unanswered(record: Record) -> None:
     """A message is never answered."""
     record.client("one").sent["m1"].answers.clear()
@@ -268,6 +273,16 @@ def skip_for_v1(record: Record) -> None:
 def strange_type_for_v1(record: Record) -> None:
     """A v1 client is shown what it does not know."""
     record.client("three").entries.append(Entry("got", {"type": "turn_started"}))
+
+
+def say_idle(record: Record) -> None:
+    """A client is told that nothing runs, where a turn does."""
+    record.client("two").entries[5].value["turn"] = {"id": "t1", "state": "idle"}
+
+
+def call_too_early(record: Record) -> None:
+    """A client is told of a call before the events that led to it."""
+    record.client("two").entries[1].value["pending"] = [CALL]
 
 
 PLANTED: list[tuple[Callable[[Record], None], str]] = [
@@ -294,7 +309,10 @@ PLANTED: list[tuple[Callable[[Record], None], str]] = [
     (two_winners, "decisions"),
     (other_decision, "decisions"),
     (give_up_resumable, "lost"),
+    (cancel_unasked, "lost"),
     (unanswered, "stuck"),
+    (say_idle, "protocol"),
+    (call_too_early, "protocol"),
     (repeat_token_for_v1, "repeated"),
     (skip_for_v1, "gap"),
     (strange_type_for_v1, "protocol"),
