@@ -132,11 +132,17 @@ class TurnRunner:
                 return Outcome.FAILED, failure
 
     async def _consume(
-        self, runner: SessionRunner, turn_id: str, stream: AgentStream, progress: _Progress, posted: float
+        self,
+        runner: SessionRunner,
+        turn_id: str,
+        stream: AgentStream,
+        progress: _Progress,
+        posted: float | None,
     ) -> None:
         session, telemetry, flow = runner.session, self._telemetry, runner.flow
         while batch := await stream.receive():
-            sampled_at = trio.current_time() if posted or flow.takes_sample(len(batch)) else 0.0
+            is_first = posted is not None
+            sampled_at = trio.current_time() if is_first or flow.takes_sample(len(batch)) else None
             for sse in batch:
                 event = interpret(sse)
                 if isinstance(event, AgentEvent):
@@ -153,12 +159,12 @@ class TurnRunner:
                     self._note_skipped(runner, turn_id, event, sse)
             progress.last_event_id = batch[-1].event_id
             progress.resumes = 0
-            if sampled_at:
-                if posted:
+            if sampled_at is not None:
+                if posted is not None:
                     telemetry.observe("gateway_first_event_seconds", sampled_at - posted)
+                    posted = None
                 if runner.has_sockets:  # else it would time the client's absence
-                    runner.timing.begin(session.log.last_seq, sampled_at, is_first=bool(posted))
-                posted = 0.0
+                    runner.timing.begin(session.log.last_seq, sampled_at, is_first=is_first)
             runner.changed()
             if not runner.has_room():
                 await runner.wait_room()

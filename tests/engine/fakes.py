@@ -315,6 +315,7 @@ class Bench:
         store: MemoryStore | None = None,
         agent: FakeAgent | None = None,
         messages_per_minute: int = 0,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.nursery = nursery
         self.limits = limits or Limits()
@@ -336,10 +337,13 @@ class Bench:
             ),
             authenticator=authenticator,
             run_turn=TurnRunner(
-                self.agent, limits=self.limits, telemetry=self.telemetry, randomness=random.Random(1)
+                self.agent,
+                limits=self.limits,
+                telemetry=telemetry or self.telemetry,
+                randomness=random.Random(1),
             ),
             limits=self.limits,
-            telemetry=self.telemetry,
+            telemetry=telemetry or self.telemetry,
             clock=self.clock,
             new_id=lambda: f"id{next(ids)}",
             message_rate=RateLimiter(messages_per_minute),
