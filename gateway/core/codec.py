@@ -1,13 +1,13 @@
 """Bytes ↔ values: the one strict decoder, and the encoders. Sole owner of JSON and MessagePack.
 
 Strict means RFC 8259 plus what it leaves open: UTF-8 only, no NaN or Infinity, no lone surrogates, no
-duplicate keys (two readers of one message must not see two messages), nesting at most ``MAX_DEPTH``.
+duplicate keys (two readers of one message must not see two messages), nesting at most ``MAX_DEPTH``, and
+no more memory for the values than ``structure`` allows for the text.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -15,13 +15,20 @@ import msgspec
 import orjson
 
 from gateway.core.errors import InvalidMessage
+from gateway.core.structure import (
+    is_nested_deeper,
+    messagepack_takes_too_much,
+    outside_strings,
+    takes_too_much,
+)
 
 MAX_DEPTH = 64
 """Deep enough for any tool's arguments; far below where a recursive reader downstream would fail."""
+MAX_MESSAGES = 256
+"""Messages in one frame. A client that comes back may send all that it had queued, and the queue is 64."""
 
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_NOT_BRACKETS = re.compile(rb"[^\[\]{}]+")
-_INNERMOST = re.compile(rb"\[\]|\{\}")
+_NAMED_UP_TO = 64 * 2**10
+"""Bytes of a message up to which a refusal names the key that came twice: finding it takes long."""
 
 
 class _DuplicateKey(ValueError):
@@ -31,21 +38,18 @@ class _DuplicateKey(ValueError):
 def decode_json(data: bytes | str) -> object:
     """Decode one JSON text strictly. Raises ``InvalidMessage`` whose text begins ``Invalid JSON message``."""
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    if _depth_exceeds(raw, MAX_DEPTH):
+    if takes_too_much(raw):
+        raise InvalidMessage("Invalid JSON message: it holds too many values; send it in parts.")
+    if is_nested_deeper(raw, MAX_DEPTH):
         raise InvalidMessage(f"Invalid JSON message: nested deeper than {MAX_DEPTH} levels.")
     try:
-        value: object = orjson.loads(raw)
-    except (orjson.JSONDecodeError, RecursionError) as error:
+        # msgspec, because orjson takes twelve times the text before it makes the first value.
+        value: object = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidMessage(f"Invalid JSON message: {_first_line(error)}.") from None
-    # orjson keeps the last of two equal keys and has no hook; the standard library has one. Without a
-    # colon there is no key, and with one colon no pair of keys, so the second pass is often saved.
-    if raw.count(b":") > 1:
-        try:
-            _DUPLICATE_FINDER.decode(raw.decode())
-        except _DuplicateKey as error:
-            raise InvalidMessage(f"Invalid JSON message: duplicate key {error}.") from None
-        except (ValueError, RecursionError) as error:
-            raise InvalidMessage(f"Invalid JSON message: {_first_line(error)}.") from None
+    # Decoders keep the last of two equal keys. With none or one there is nothing to compare.
+    if raw.count(b":") > 1 and _count_keys(raw) != _count_keys(msgspec.json.encode(value)):
+        raise InvalidMessage(f"Invalid JSON message: duplicate key{_name_duplicate(raw)}.")
     return value
 
 
@@ -63,11 +67,16 @@ def decode_json_frame(data: bytes | str) -> list[tuple[dict[str, object], bytes]
     Raises ``InvalidMessage``.
     """
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    value = decode_json(raw)
+    return _messages_of(decode_json(raw), raw)
+
+
+def _messages_of(value: object, raw: bytes) -> list[tuple[dict[str, object], bytes]]:
     if isinstance(value, dict):
         return [(value, raw.strip())]
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         raise InvalidMessage("Invalid JSON message: a frame is an object or a non-empty array of objects.")
+    if len(value) > MAX_MESSAGES:
+        raise InvalidMessage(f"Invalid JSON message: a frame holds at most {MAX_MESSAGES} messages.")
     parts = msgspec.json.decode(raw, type=list[msgspec.Raw])
     return [(item, bytes(part)) for item, part in zip(value, parts, strict=True)]
 
@@ -78,14 +87,24 @@ def decode_msgpack_frame(data: bytes) -> list[tuple[dict[str, object], bytes]]:
     What JSON cannot say (binary, extension and timestamp types, NaN, keys that are not strings) is refused:
     the Agent Runtime is sent JSON.
     """
+    if messagepack_takes_too_much(data):
+        raise InvalidMessage("Invalid MessagePack message: it holds too many values; send it in parts.")
     try:
         value = msgspec.msgpack.decode(data, ext_hook=_refuse_extension)
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_refuse)
-        _refuse_other_keys(value)
-        raw = text.encode()
+        raw = _json_of(value, may_hold_floats=b"\xca" in data or b"\xcb" in data)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         raise InvalidMessage(f"Invalid MessagePack message: {_first_line(error)}.") from None
-    return decode_json_frame(raw)
+    if is_nested_deeper(raw, MAX_DEPTH):
+        raise InvalidMessage(f"Invalid MessagePack message: nested deeper than {MAX_DEPTH} levels.")
+    return _messages_of(value, raw)
+
+
+def _json_of(value: object, *, may_hold_floats: bool) -> bytes:
+    # orjson refuses keys that are not strings, and all types that JSON has not, but NaN becomes null.
+    raw = orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATETIME)
+    if not may_hold_floats:
+        return raw
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def encode_json(value: Mapping[str, object] | list[object]) -> bytes:
@@ -132,25 +151,18 @@ def json_to_msgpack(data: bytes) -> bytes:
     return msgspec.msgpack.encode(orjson.loads(data))
 
 
-def is_nested_deeper(data: bytes, limit: int) -> bool:
-    """Whether brackets in ``data`` nest deeper than ``limit``; says False of unbalanced ones."""
-    return _depth_exceeds(data, limit)
+def _count_keys(text: bytes) -> int:
+    return outside_strings(text).count(b":")
 
 
-def _depth_exceeds(data: bytes, limit: int) -> bool:
-    if data.count(b"[") + data.count(b"{") <= limit:
-        return False
-    # All at C speed: drop strings, keep brackets, then peel the innermost pairs once per level.
-    brackets = _NOT_BRACKETS.sub(b"", _STRINGS.sub(b"", data))
-    for _ in range(limit):
-        # Both kinds in one pass: after a pass of its own for each, {[]} would count as one level.
-        peeled = _INNERMOST.sub(b"", brackets)
-        if len(peeled) == len(brackets):
-            # Unbalanced, or nothing left: the parser says which. Only a long run of openers can still
-            # be deep, and it must not reach a recursive parser.
-            return len(brackets) > limit
-        brackets = peeled
-    return bool(brackets)
+def _name_duplicate(raw: bytes) -> str:
+    if len(raw) > _NAMED_UP_TO:
+        return ""
+    try:
+        _DUPLICATE_FINDER.decode(raw.decode())
+    except _DuplicateKey as found:
+        return f" {found}"
+    return ""
 
 
 def _find_duplicates(pairs: list[tuple[str, object]]) -> None:
@@ -169,22 +181,6 @@ _DUPLICATE_FINDER = json.JSONDecoder(
 
 def _refuse_extension(code: int, _data: memoryview) -> NoReturn:
     raise ValueError(f"extension type {code} has no JSON form")
-
-
-def _refuse(value: object) -> NoReturn:
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _refuse_other_keys(value: object) -> None:
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            if not all(isinstance(key, str) for key in item):
-                raise TypeError("map keys must be strings")
-            waiting.extend(item.values())
-        elif isinstance(item, list):
-            waiting.extend(item)
 
 
 def _first_line(error: BaseException) -> str:
