@@ -138,7 +138,43 @@ test("takes an event with a seq for the agent's, whatever it is called", async (
   const { url } = await scriptedGateway((peer) => {
     peer.send(welcome(), { seq: 1, type: "welcome" }, { seq: 2, type: "ack", id: "a" }, { seq: 3, type: "snapshot", reason: "trimmed" });
   });
-  assert.deepEqual((await take(open(url), 3)).map((event) => event.type), ["welcome", "ack", "snapshot"]);
+  const events = await take(open(url), 3);
+  assert.deepEqual(events.map((event) => [event.type, event.epoch]), [["welcome", "E1"], ["ack", "E1"], ["snapshot", "E1"]]);
+});
+
+test("breaks off at an event before its snapshot", async () => {
+  const { url, requests } = await scriptedGateway(
+    (peer) => {
+      peer.send(welcome(), token(1));
+      setTimeout(() => peer.socket.terminate(), 20);
+    },
+    (peer) => peer.send(welcome({ last_seq: 9 }), token(2)),
+    (peer) => peer.send(welcome({ resumed: true }), token(2)),
+  );
+  await take(open(url), 2);
+  assert.equal(requests.length, 3);
+});
+
+test("acknowledges nothing of an epoch that is over, and begins anew in the next", async () => {
+  const snapshot = { type: "snapshot", reason: "no_such_session", epoch: "E2", seq: 3, text: "", pending: [] };
+  let first;
+  const { url } = await scriptedGateway(
+    (peer) => {
+      peer.send(welcome(), token(50, { first_seq: 1 }), token(200, { first_seq: 51 }));
+      setTimeout(() => peer.socket.terminate(), 50);
+    },
+    async (peer) => {
+      peer.send(welcome({ epoch: "E2", last_seq: 3 }), snapshot);
+      first = (await peer.next("ack")).seq;
+      peer.send(token(4));
+    },
+  );
+  const session = open(url);
+  await take(session, 1);
+  await new Promise((resolve) => session.addEventListener("state", ({ detail }) => detail.welcome?.epoch === "E2" && resolve()));
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  await take(session, 3);
+  assert.equal(first, 3);
 });
 
 test("acknowledges after 100 events at once, and what was taken after a second", async () => {
@@ -218,6 +254,60 @@ test("does not send again into another epoch what could have been done", async (
   assert.deepEqual(sent, []);
 });
 
+test("does not send again what the gateway may have forgotten", async () => {
+  const { url } = await scriptedGateway(
+    async (peer) => {
+      peer.send(welcome());
+      await peer.next("user_message");
+      setTimeout(() => peer.socket.terminate(), 20);
+    },
+    (peer) => peer.send(welcome({ resumed: true, dedupe_window_s: 0 })),
+  );
+  await assert.rejects(open(url).sendUserMessage("x"), OutcomeUnknown);
+});
+
+test("waits as long as a refusal asks for", async () => {
+  const times = [];
+  const { url } = await scriptedGateway(async (peer) => {
+    peer.send(welcome());
+    const { id } = await peer.next("user_message");
+    times.push(Date.now());
+    peer.send({ type: "nack", id, code: "RATE_LIMITED", message: "wait", retryable: true, retry_after_s: 0.3 });
+    await peer.next("user_message");
+    times.push(Date.now());
+    peer.send({ type: "ack", id, status: "accepted" });
+  });
+  await open(url).sendUserMessage("x");
+  assert.ok(times[1] - times[0] >= 290, `${times[1] - times[0]} ms`);
+});
+
+/** Long waits end after 50 ms while `run` runs. */
+async function withShortWaits(run) {
+  const original = globalThis.setTimeout;
+  globalThis.setTimeout = (callback, delay) => original(callback, delay >= 10_000 ? 50 : delay);
+  try {
+    await run();
+  } finally {
+    globalThis.setTimeout = original;
+  }
+}
+
+test("leaves a socket on which no welcome or no answer comes", async () => {
+  await withShortWaits(async () => {
+    const { url, requests } = await scriptedGateway(
+      () => {},
+      (peer) => peer.send(welcome()),
+      async (peer) => {
+        peer.send(welcome({ resumed: true }));
+        const { id } = await peer.next("user_message");
+        peer.send({ type: "ack", id, status: "accepted" });
+      },
+    );
+    await open(url).sendUserMessage("x");
+    assert.equal(requests.length, 3);
+  });
+});
+
 test("refuses a message larger than the gateway takes, in bytes", async () => {
   const { url } = await scriptedGateway((peer) => peer.send(welcome(), token(1)));
   const session = open(url);
@@ -294,6 +384,12 @@ test("ends after 4401 when there is no way to a new token", async () => {
     peer.socket.close(4401, "expired");
   });
   await assert.rejects(take(open(url, { token: "abc" }), 1), (error) => error.code === 4401);
+});
+
+test("ends when one fresh token after the other is refused", async () => {
+  const { url, requests } = await scriptedGateway((peer) => peer.socket.close(4401, "no"));
+  await assert.rejects(take(open(url, { tokenProvider: async () => "abc" }), 1), (error) => error.code === 4401);
+  assert.equal(requests.length, 4);
 });
 
 test("waits as long as a draining gateway asks for", async () => {
