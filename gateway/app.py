@@ -46,6 +46,7 @@ from gateway.core.limits import Limits
 from gateway.core.rate_limit import RateLimiter
 from gateway.engine.admission import AdmissionRules, Admissions
 from gateway.engine.hub import Hub
+from gateway.engine.overview import HubOverview
 from gateway.engine.pulse import Pulse
 from gateway.engine.turn import TurnRunner
 from gateway.ports import Authenticator, Clock
@@ -70,6 +71,8 @@ class Gateway:
     pulse: Pulse
     rest: QuartTrio
     jwks: JwksCache | None
+    origins: set[str]
+    """Browser origins whose sockets are let in; ``serve`` adds this gateway's own for the playground."""
 
 
 def make_telemetry(settings: Settings) -> StructlogTelemetry:
@@ -104,9 +107,10 @@ async def open_gateway(configuration: Configuration, telemetry: StructlogTelemet
         client = await stack.enter_async_context(agent_client(settings.agent_url, StreamingTransport()))
         authenticator, jwks = await _make_authenticator(configuration, telemetry, clock, stack)
         limits = limits_of(settings)
+        origins = set(settings.allowed_origins)
         admissions = Admissions(
             rules=AdmissionRules(
-                allowed_origins=settings.allowed_origins,
+                allowed_origins=origins,
                 trusted_proxies=settings.trusted_proxies,
                 sessions_are_owned=settings.use_jwt_auth,
             ),
@@ -159,9 +163,17 @@ async def open_gateway(configuration: Configuration, telemetry: StructlogTelemet
             agent=await stack.enter_async_context(rest_client(settings.agent_url)),
             render_metrics=render_metrics,
             check_ready=check_ready,
+            overview=HubOverview(hub, pulse),
+            journal=telemetry,
         )
         yield Gateway(
-            configuration=configuration, telemetry=telemetry, hub=hub, pulse=pulse, rest=rest, jwks=jwks
+            configuration=configuration,
+            telemetry=telemetry,
+            hub=hub,
+            pulse=pulse,
+            rest=rest,
+            jwks=jwks,
+            origins=origins,
         )
 
 
@@ -197,6 +209,8 @@ async def serve(
 
                 root.start_soon(serve_front_door)
                 urls = [_url(listener.socket.getsockname()) for listener in listeners]
+                if configuration.settings.playground:
+                    gateway.origins.update(own_origins(urls))
                 telemetry.info("listening", urls=urls, version=configuration.settings.version)
                 announce(urls)
                 task_status.started(urls)
@@ -207,6 +221,16 @@ async def serve(
                     await serving.wait()
                 root.cancel_scope.cancel()
             telemetry.info("stopped")
+
+
+def own_origins(urls: Sequence[str]) -> set[str]:
+    """The origins of this gateway's pages as browsers on this machine write them.
+
+    Only names that nobody else can have: a page of another host name could be led here by its DNS. A gateway with
+    a name of its own has that in ``ALLOWED_ORIGINS``.
+    """
+    ports = {url.rpartition(":")[2] for url in urls if url.startswith("http://")}
+    return {f"http://{host}:{port}" for port in ports for host in ("127.0.0.1", "localhost", "[::1]")}
 
 
 def limits_of(settings: Settings) -> Limits:

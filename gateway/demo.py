@@ -99,6 +99,8 @@ def introduction(
     lines = [
         f"Listening on {url}",
         "",
+        f"  playground     {url}/playground   (in a browser: see it stream, approve, and resume)",
+        f"  dashboard      {url}/dashboard   (its key: {key if is_default else 'the internal key'})",
         f"  agent runtime  {agent_url}   (scripted: no network, no LLM)",
         f"  socket         {socket}/api/v1/ws/my-session",
         f"  REST           curl -H {shown_key} {url}/api/v1/agents",
@@ -124,6 +126,7 @@ def _configure(
         f"{PREFIX}LOG_FORMAT": "console",
         **kept,
         f"{PREFIX}AGENT_URL": agent_url,
+        f"{PREFIX}PLAYGROUND": "true",
         f"{PREFIX}STORE_URL": f"sqlite:///{data / 'gateway.sqlite3'}",
     }
     return load_configuration(settings, dotenv=None, bind=options.bind)

@@ -181,6 +181,11 @@ class Settings:
         "10", seconds(0), help="How long a stop may take to hand over sockets and finish requests."
     )
     metrics_public: bool = _var("false", boolean, help="Whether /metrics needs no key.")
+    playground: bool = _var(
+        "false",
+        boolean,
+        help="Whether /playground is there: a page to talk to the agent, for trying things out.",
+    )
     log_level: str = _var(
         "INFO",
         choice("DEBUG", "INFO", "WARNING", "ERROR"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,9 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from gateway.adapters.rest.access import Access, RequestHead
 from gateway.adapters.rest.cors import Cors
+from gateway.adapters.rest.dashboard import Dashboard
 from gateway.adapters.rest.openapi import DOCS_POLICY, docs_page, openapi_document
+from gateway.adapters.rest.pages import PAGE_HEADERS, WebFile, WebPages, load_pages
 from gateway.adapters.rest.readiness import Readiness
 from gateway.adapters.rest.routes import PROXY_ROUTES, ProxyRoute
 from gateway.adapters.rest.service import RestRequest, RestService
@@ -25,7 +27,7 @@ from gateway.core.codec import encode_json
 from gateway.core.errors import GatewayError, HandshakeRefused, MessageTooLarge
 from gateway.core.http_refusal import refusal_of
 from gateway.core.request_context import request_id, traceparent
-from gateway.ports import Authenticator, Clock, SessionStore, Telemetry
+from gateway.ports import Authenticator, Clock, Journal, Overview, SessionStore, Telemetry
 from gateway.settings import Settings
 
 BODY_TIMEOUT = 8
@@ -40,6 +42,7 @@ SLOWEST_READER = 256 * 1024
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _HEALTH_PATHS = ("/health", "/api/v1/health")
+_DASHBOARD = "/dashboard/"
 
 
 _MALFORMED = "gateway.malformed"
@@ -81,11 +84,14 @@ def create_app(
     agent: httpx.AsyncClient,
     render_metrics: Callable[[], bytes],
     check_ready: Callable[[], Awaitable[None]],
+    overview: Overview | None = None,
+    journal: Journal | None = None,
 ) -> QuartTrio:
     """The REST application; it starts no task and closes nothing of what it is given.
 
     ``agent`` is ``agent_client(...)`` or one like it. ``check_ready`` raises ``GatewayError`` (``Draining``,
-    ``StoreUnavailable``) while this node should not be sent work.
+    ``StoreUnavailable``) while this node should not be sent work. The dashboard is there with an ``overview``
+    and a ``journal``.
     """
     access = Access(
         authenticator,
@@ -111,7 +117,11 @@ def create_app(
     app.url_map.merge_slashes = False
     _add_hooks(app, access, Cors(settings.allowed_origins), telemetry)
     _add_error_answers(app, telemetry)
-    _add_own_routes(app, service, settings, render_metrics)
+    pages = load_pages(dashboard=overview is not None and journal is not None, playground=settings.playground)
+    _add_own_routes(app, service, settings, render_metrics, openapi_document(settings.version, pages))
+    _add_pages(app, pages)
+    if overview is not None and journal is not None:
+        _add_dashboard(app, Dashboard(access, overview, journal, clock, telemetry))
     for route in PROXY_ROUTES:
         _add_proxy_route(app, service, route)
     return app
@@ -136,7 +146,9 @@ def _add_hooks(app: QuartTrio, access: Access, cors: Cors, telemetry: Telemetry)
         if request.method == "OPTIONS" and g.head.header("access-control-request-method") is not None:
             methods = ("GET", "POST")
             return _answer(204, b"", dict(cors.preflight_headers(origin, methods)))
-        cors.check(request.method, origin)
+        if not request.path.startswith(_DASHBOARD):
+            # There the key is in a header that only a page which may read the answers can set.
+            cors.check(request.method, origin)
         return None
 
     async def close_request(response: Response) -> Response:
@@ -145,7 +157,8 @@ def _add_hooks(app: QuartTrio, access: Access, cors: Cors, telemetry: Telemetry)
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers.setdefault("Cache-Control", "no-store")
         size = response.content_length or 0
-        response.timeout = RESPONSE_TIMEOUT + size / SLOWEST_READER
+        is_stream = response.mimetype == "text/event-stream"
+        response.timeout = None if is_stream else RESPONSE_TIMEOUT + size / SLOWEST_READER
         route = request.url_rule.rule if request.url_rule is not None else "none"
         method = request.method if request.method in _METHODS else "other"
         seconds = trio.current_time() - g.started_at
@@ -205,10 +218,14 @@ def _add_error_answers(app: QuartTrio, telemetry: Telemetry) -> None:
 
 
 def _add_own_routes(
-    app: QuartTrio, service: RestService, settings: Settings, render_metrics: Callable[[], bytes]
+    app: QuartTrio,
+    service: RestService,
+    settings: Settings,
+    render_metrics: Callable[[], bytes],
+    contract: Mapping[str, Any],
 ) -> None:
-    document = encode_json(openapi_document(settings.version))
-    page = docs_page(settings.version).encode()
+    document = encode_json(contract)
+    page = docs_page(contract).encode()
 
     async def health() -> Response:
         ready = request.args.get("ready", "0") not in ("", "0", "false")
@@ -239,6 +256,40 @@ def _add_own_routes(
         ("/docs", docs),
     ):
         app.add_url_rule(path, path, view, methods=["GET"], provide_automatic_options=False)
+
+
+def _add_pages(app: QuartTrio, pages: WebPages) -> None:
+    def add(path: str, file: WebFile) -> None:
+        async def serve() -> Response:
+            return _answer(200, file.content, {"Content-Type": file.media_type, **PAGE_HEADERS})
+
+        app.add_url_rule(path, path, serve, methods=["GET"], provide_automatic_options=False)
+
+    if pages.dashboard is not None:
+        add("/dashboard", pages.dashboard)
+    if pages.playground is not None:
+        add("/playground", pages.playground)
+    for name, part in pages.parts.items():
+        add(f"/web/{name}", part)
+
+
+def _add_dashboard(app: QuartTrio, dashboard: Dashboard) -> None:
+    async def events() -> Response:
+        stream = await dashboard.events(g.head, request.args.get("filter", ""))
+        return Response(stream, headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
+
+    async def session(session_id: str) -> Response:
+        return _answer(200, await dashboard.session(g.head, session_id), {})
+
+    async def close_session(session_id: str) -> Response:
+        return _answer(200, await dashboard.close_session(g.head, session_id), {})
+
+    for path, view, method in (
+        ("/dashboard/events", events, "GET"),
+        ("/dashboard/sessions/<session_id>", session, "GET"),
+        ("/dashboard/sessions/<session_id>/close", close_session, "POST"),
+    ):
+        app.add_url_rule(path, path, view, methods=[method], provide_automatic_options=False)
 
 
 def _add_proxy_route(app: QuartTrio, service: RestService, route: ProxyRoute) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from gateway.adapters.rest.pages import WebPages
 from gateway.adapters.rest.routes import PROXY_ROUTES, ProxyRoute, Visibility
 from gateway.core.session_id import MAX_SESSION_ID
 
@@ -26,8 +28,8 @@ DOCS_POLICY = (
 """Content-Security-Policy of ``docs_page``: its own style sheet and nothing else."""
 
 
-def openapi_document(version: str) -> dict[str, Any]:
-    """The contract; paths and methods are those that the application serves."""
+def openapi_document(version: str, pages: WebPages | None = None) -> dict[str, Any]:
+    """The contract; paths and methods are those that the application serves, with its ``pages``."""
     paths: dict[str, dict[str, Any]] = {
         "/health": {"get": _health("Whether the process is alive, or with ready=1, should be sent work.")},
         "/api/v1/health": {"get": _health("The same, under the API's prefix.")},
@@ -48,6 +50,8 @@ def openapi_document(version: str) -> dict[str, Any]:
         "/openapi.json": {"get": _page("This document.", "application/json")},
         "/docs": {"get": _page("This document as a page.", "text/html")},
     }
+    if pages is not None:
+        paths |= _page_paths(pages)
     for route in PROXY_ROUTES:
         paths.setdefault(route.public_path, {})[route.method.lower()] = _operation(route)
     return {
@@ -63,13 +67,15 @@ def openapi_document(version: str) -> dict[str, Any]:
     }
 
 
-def docs_page(version: str) -> str:
-    """A page that lists the routes: one file, no script, nothing from elsewhere."""
+def docs_page(contract: Mapping[str, Any]) -> str:
+    """A page that lists the routes of a contract: one file, no script, nothing from elsewhere."""
+    version = contract["info"]["version"]
     rows = "\n".join(
         f"<tr><td><code>{escape(method.upper())}</code></td><td><code>{escape(path)}</code></td>"
         f"<td>{escape(operation['summary'])}</td></tr>"
-        for path, operations in openapi_document(version)["paths"].items()
+        for path, operations in contract["paths"].items()
         for method, operation in operations.items()
+        if not path.startswith("/web/")
     )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -81,6 +87,43 @@ def docs_page(version: str) -> str:
         '<table>\n<thead><tr><th scope="col">Method</th><th scope="col">Path</th><th scope="col">What</th>'
         f"</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</main>\n</body>\n</html>\n"
     )
+
+
+def _page_paths(pages: WebPages) -> dict[str, dict[str, Any]]:
+    paths: dict[str, dict[str, Any]] = {}
+    if pages.playground is not None:
+        paths["/playground"] = {"get": _page("A page to talk to the agent.", "text/html")}
+    if pages.dashboard is not None:
+        paths["/dashboard"] = {"get": _page("A page that shows what the gateway does.", "text/html")}
+        paths["/dashboard/events"] = {
+            "get": _admin(
+                "get_dashboard_events", "What the dashboard shows, every second.", "text/event-stream"
+            )
+            | {"parameters": [_FILTER]}
+        }
+        paths["/dashboard/sessions/{session_id}"] = {
+            "get": _admin("get_dashboard_session", "A session and its timeline.", "application/json", "404")
+            | {"parameters": [_SESSION_ID]}
+        }
+        paths["/dashboard/sessions/{session_id}/close"] = {
+            "post": _admin("close_session", "Cancel its turn, close its sockets.", "application/json", "404")
+            | {"parameters": [_SESSION_ID]}
+        }
+    for name, part in pages.parts.items():
+        paths[f"/web/{name}"] = {"get": _page("A part of the pages.", part.media_type.partition(";")[0])}
+    return paths
+
+
+def _admin(name: str, summary: str, media_type: str, *refusals: str) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "operationId": name,
+        "security": [{"internalKey": []}, {"bearer": ["api:admin"]}],
+        "responses": {
+            "200": {"description": "For people with the key.", "content": {media_type: {}}},
+            **_refusals("401", "403", *refusals, "429"),
+        },
+    }
 
 
 def _operation(route: ProxyRoute) -> dict[str, Any]:
@@ -167,6 +210,13 @@ _SESSION_ID: dict[str, Any] = {
     },
 }
 
+_FILTER: dict[str, Any] = {
+    "name": "filter",
+    "in": "query",
+    "description": "Only sessions whose id contains this.",
+    "schema": {"type": "string"},
+}
+
 _SECURITY: dict[str, Any] = {
     "internalKey": {"type": "apiKey", "in": "header", "name": "X-Internal-Auth"},
     "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
@@ -224,6 +274,7 @@ _RESPONSES: dict[str, Any] = {
             }
         },
     },
+    "404": _response("There is none of that id."),
     "408": _response("The body took too long to arrive."),
     "413": _response("The body is too large."),
     "415": _response("The body is not sent as JSON."),
