@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import gateway
-from gateway.commands import agent, chat, check_agent, check_config, demo, dev_token, serve, version
+from gateway.commands import agent, bench, chat, check_agent, check_config, demo, dev_token, serve, version
 from gateway.commands.exit_codes import EXPLAINED, CommandFailed, ExitCode
 
-COMMANDS = (demo, serve, agent, chat, check_config, check_agent, dev_token, version)
+COMMANDS = (demo, serve, agent, chat, check_config, check_agent, dev_token, bench, version)
 
 _DESCRIPTION = """\
 The piece between an AI-assisted IDE and its Agent Runtime: one WebSocket per session in,

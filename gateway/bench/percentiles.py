@@ -1,0 +1,28 @@
+"""Figures out of many figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+
+
+def percentiles_ms(nanoseconds: Sequence[int]) -> dict[str, float] | None:
+    """p50, p99 and p99.9 in milliseconds, each a value that was measured; None of nothing."""
+    if not nanoseconds:
+        return None
+    ordered = sorted(nanoseconds)
+    last = len(ordered) - 1
+    return {
+        name: round(ordered[min(last, int(len(ordered) * share))] / 1e6, 3)
+        for name, share in PERCENTILES.items()
+    }
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value, or the mean of the two in the middle. Raises ``ValueError`` of nothing."""
+    if not values:
+        raise ValueError("there is no median of nothing")
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -1,0 +1,106 @@
+"""Outcomes as tables for people, and as JSON."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from gateway.bench.load import Measurement
+from gateway.bench.runner import Outcome
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """One block per step, medians over the rounds."""
+    blocks = []
+    for step in dict.fromkeys(outcome.step for outcome in outcomes):
+        mine = [outcome for outcome in outcomes if outcome.step == step]
+        rounds = len(mine[0].rounds)
+        title = step.title if rounds == 1 else f"{step.title} (median of {rounds})"
+        rows = [_cells(outcome.subject.name, outcome.median()) for outcome in mine]
+        blocks.append(f"{title}\n{aligned(rows)}" + _ratios(mine))
+    return "\n\n".join(blocks) + "\n"
+
+
+def aligned(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows under their headings; columns that are empty everywhere are left out."""
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    columns: list[list[str]] = []
+    for name in names:
+        cells = [name, *(row[name] or "-" for row in rows)]
+        width = max(map(len, cells))
+        # Names to the left, figures to the right, as tables are read.
+        columns.append([cell.rjust(width) if columns else cell.ljust(width) for cell in cells])
+    return "\n".join("  " + "  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def as_json(outcomes: Sequence[Outcome]) -> bytes:
+    """Everything that was measured, each round and the medians."""
+    return msgspec.json.format(
+        msgspec.json.encode(
+            {
+                "machine": {
+                    "system": platform.platform(),
+                    "processor": platform.machine(),
+                    "python": platform.python_version(),
+                },
+                "outcomes": [
+                    {
+                        "scenario": outcome.step.scenario,
+                        "sessions": outcome.step.sessions,
+                        "tokens": outcome.step.tokens,
+                        "pace_s": outcome.step.pace,
+                        "subject": outcome.subject.name,
+                        "dialect": outcome.subject.dialect,
+                        "is_peer": outcome.subject.is_peer,
+                        "median": outcome.median(),
+                        "rounds": outcome.rounds,
+                    }
+                    for outcome in outcomes
+                ],
+            }
+        ),
+        indent=2,
+    )
+
+
+def _cells(name: str, measured: Measurement) -> dict[str, str]:
+    return {
+        "": name,
+        "tokens/s": "" if measured.tokens_per_s is None else f"{measured.tokens_per_s:,.0f}",
+        "CPU µs/token": number(measured.cpu_us_per_token),
+        "CPU %": number(measured.cpu_percent),
+        "first token ms": spread(measured.first_token_ms),
+        "token ms": spread(measured.token_ms),
+        "resume ms": spread(measured.resume_ms),
+        "KB/socket": number(measured.kb_per_socket) if measured.tokens == 0 else "",
+        "resident MB": number(measured.resident_mb),
+    }
+
+
+def number(value: float | None) -> str:
+    """With one decimal; empty for None."""
+    return "" if value is None else f"{value:.1f}"
+
+
+def spread(percentiles: Mapping[str, float] | None) -> str:
+    """p50 / p99 / p99.9; empty for None."""
+    if percentiles is None:
+        return ""
+    return " / ".join(f"{value:.0f}" if value >= 100 else f"{value:.2g}" for value in percentiles.values())
+
+
+def _ratios(outcomes: Sequence[Outcome]) -> str:
+    """How the CPU of each compares with each peer's."""
+    lines = []
+    for peer in (outcome for outcome in outcomes if outcome.subject.is_peer):
+        theirs = peer.median().cpu_us_per_token
+        ratios = [
+            f"{outcome.subject.name} {ours / theirs:.2f}"
+            for outcome in outcomes
+            if theirs and not outcome.subject.is_peer and (ours := outcome.median().cpu_us_per_token)
+        ]
+        if ratios:
+            lines.append(f"\n  CPU per token, {peer.subject.name} = 1: " + " · ".join(ratios))
+    return "".join(lines)

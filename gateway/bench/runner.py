@@ -1,0 +1,130 @@
+"""Runs steps on subjects in alternation, so that what the machine does meanwhile meets all of them alike."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import msgspec
+from attrs import Factory, define, frozen
+
+from gateway.bench.load import Assignment, Measurement
+from gateway.bench.percentiles import median
+from gateway.bench.scenarios import WARM_UP, Step
+from gateway.bench.socket_client import BenchError
+from gateway.bench.subjects import Launch, Running, Subject, child_environment
+
+LOAD_SECONDS = 600.0
+"""A load process that takes longer hangs."""
+
+
+@define
+class Outcome:
+    """All rounds of one step on one subject."""
+
+    step: Step
+    subject: Subject
+    rounds: list[Measurement] = Factory(list)
+
+    def median(self) -> Measurement:
+        """Each figure's median over the rounds."""
+        return median_of(self.rounds)
+
+
+@frozen
+class Runner:
+    """Runs steps. ``say`` is told what is being done."""
+
+    say: Callable[[str], None]
+
+    def run(self, steps: Sequence[Step], subjects: Sequence[Subject], rounds: int) -> list[Outcome]:
+        """Every step on every subject that can do it, ``rounds`` times. Raises ``BenchError``."""
+        outcomes: list[Outcome] = []
+        # Memory first, in processes of its own; then all others beside each other in processes that last.
+        for step in sorted(steps, key=lambda step: not step.needs_fresh_process):
+            mine = [Outcome(step, subject) for subject in subjects if step.peers_can or not subject.is_peer]
+            if step.needs_fresh_process:
+                mine = _once_per_process(mine)
+                for number in range(rounds):
+                    for outcome in mine:
+                        with outcome.subject.launch.start() as running:
+                            outcome.rounds.append(self._measure(outcome, running, number, rounds))
+            outcomes += mine
+        lasting = [outcome for outcome in outcomes if not outcome.step.needs_fresh_process]
+        with ExitStack() as stack:
+            processes: dict[Launch, Running] = {}
+            for outcome in lasting:
+                launch = outcome.subject.launch
+                if launch not in processes:
+                    processes[launch] = stack.enter_context(launch.start())
+                    self._load(WARM_UP, outcome.subject, processes[launch])
+            for step in dict.fromkeys(outcome.step for outcome in lasting):
+                for number in range(rounds):
+                    for outcome in lasting:
+                        if outcome.step == step:
+                            running = processes[outcome.subject.launch]
+                            outcome.rounds.append(self._measure(outcome, running, number, rounds))
+        order = list(steps)
+        return sorted(outcomes, key=lambda outcome: order.index(outcome.step))
+
+    def _measure(self, outcome: Outcome, running: Running, number: int, rounds: int) -> Measurement:
+        self.say(f"{outcome.step.title} · {outcome.subject.name} · {number + 1}/{rounds}")
+        return self._load(outcome.step, outcome.subject, running)
+
+    def _load(self, step: Step, subject: Subject, running: Running) -> Measurement:
+        assignment = Assignment(
+            kind=step.kind,
+            host=running.host,
+            port=running.port,
+            pid=running.pid,
+            path=subject.path,
+            dialect=subject.dialect,
+            headers=subject.headers,
+            sessions=step.sessions,
+            tokens=step.tokens,
+            pace=step.pace,
+            hold=step.hold,
+            steady=step.steady,
+        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "gateway.bench.load"],
+                input=msgspec.json.encode(assignment),
+                capture_output=True,
+                env=child_environment({}),
+                timeout=LOAD_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"{step.title} on {subject.name}: not over in {LOAD_SECONDS:g} s") from None
+        if done.returncode:
+            reason = done.stderr.decode("utf-8", "replace").strip() or f"exit code {done.returncode}"
+            raise BenchError(f"{step.title} on {subject.name}: {reason}")
+        return msgspec.json.decode(done.stdout, type=Measurement)
+
+
+def median_of(rounds: Sequence[Measurement]) -> Measurement:
+    """Each figure's median over the rounds; None where none has it."""
+    fields = [msgspec.structs.asdict(one) for one in rounds]
+    return Measurement(**{name: _median([one[name] for one in fields]) for name in fields[0]})
+
+
+def _median(values: list[Any]) -> Any:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    if isinstance(known[0], dict):
+        return {name: median([one[name] for one in known]) for name in known[0]}
+    middle = median(known)
+    return round(middle) if isinstance(known[0], int) else middle
+
+
+def _once_per_process(outcomes: list[Outcome]) -> list[Outcome]:
+    """An idle socket is the same in every dialect: one of each process is enough."""
+    seen: dict[Launch, Outcome] = {}
+    for outcome in outcomes:
+        seen.setdefault(outcome.subject.launch, outcome)
+    return list(seen.values())
