@@ -11,25 +11,23 @@ the turn has ended, so that a script is a conversation; decisions about calls ar
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Literal, TextIO
 
 import trio
-from attrs import define, field, frozen
+from attrs import field, frozen
 
+from gateway.chat_calls import Interruption, Leave, ToolCalls
 from gateway.chat_terminal import LineReader, Screen, open_interrupts
-from gateway.chat_tools import FolderTools, ToolFailed
+from gateway.chat_tools import FolderTools
 from gateway.client import (
     ClientError,
     Connected,
     ConnectionState,
     Ended,
     MessageRefused,
-    MessageTooLarge,
     OutcomeUnknown,
     Reconnecting,
     Session,
@@ -45,9 +43,6 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 SECOND_INTERRUPT = 2.0
 """A second Ctrl-C within so many seconds ends the chat."""
-SHOWN_ARGUMENT = 400
-_ALWAYS_ASK = frozenset({"execute_command"})
-"""Tools that are not run without a word of this user's, even where the agent's policy would."""
 
 HELP = """\
 Say something to the agent, or:
@@ -129,58 +124,23 @@ class _LinkNotes:
             self._is_lost = False
 
 
-class _Leave(Exception):
-    """The chat is over."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-@define
-class _Call:
-    """A tool call that waits for us."""
-
-    call_id: str
-    tool_name: str
-    arguments: dict[str, object] = field(repr=False)
-    requires_approval: bool
-    decision: str | None
-    """Set when it was decided before we came, here or elsewhere."""
-
-    @classmethod
-    def of(cls, fields: Mapping[str, object]) -> _Call | None:
-        """Read a ``tool_call``; None for one that nobody could answer."""
-        call_id, name, arguments = fields.get("call_id"), fields.get("tool_name"), fields.get("arguments")
-        if not isinstance(call_id, str) or not isinstance(name, str):
-            return None
-        decision = fields.get("decision")
-        return cls(
-            call_id,
-            name,
-            dict(arguments) if isinstance(arguments, dict) else {},
-            fields.get("requires_approval") is True,
-            decision if isinstance(decision, str) else None,
-        )
-
-
 class _Chat:
     def __init__(
         self, session: Session, tools: FolderTools, screen: Screen, lines: LineReader, *, has_terminal: bool
     ) -> None:
         self._session = session
-        self._tools = tools
+        self._folder = tools.folder
         self._screen = screen
         self._lines = lines
         self._has_terminal = has_terminal
-        self._calls: dict[str, _Call] = {}
-        self._handled: set[str] = set()
         self._turns: dict[str, None] = {}
         """Turns that were accepted or have started, and have not ended."""
         self._ended_turns: set[str] = set()
         self._news = trio.lowlevel.ParkingLot()
-        self._doing = trio.CancelScope()
-        """Around what the user may interrupt: a question, a tool."""
+        self._interruption = Interruption()
+        self._calls = ToolCalls(
+            session, tools, screen, ask=self._ask, say=self._say, interruption=self._interruption
+        )
         self._last_interrupt = -SECOND_INTERRUPT
         self._exit_code: int | None = None
 
@@ -194,7 +154,7 @@ class _Chat:
                 nonlocal failure
                 try:
                     await task()
-                except _Leave as leave:
+                except Leave as leave:
                     self._exit_code = leave.code
                 except SessionEnded as ended:
                     failure = ended
@@ -215,20 +175,11 @@ class _Chat:
 
     def _greet(self) -> None:
         welcome = self._session.welcome
-        self._screen.note(f"Session {welcome.session_id}; tools work in {self._tools.folder}. /help helps.")
+        self._screen.note(f"Session {welcome.session_id}; tools work in {self._folder}. /help helps.")
         if welcome.turn_state == "running" and welcome.turn_id is not None:
             self._turns[welcome.turn_id] = None
             self._screen.note("(an answer is being written; here is the rest of it)")
-        self._take_pending(welcome.pending)
-
-    def _take_pending(self, pending: object) -> None:
-        for fields in pending if isinstance(pending, list) else []:
-            self._take_call(fields)
-
-    def _take_call(self, fields: Mapping[str, object]) -> None:
-        call = _Call.of(fields)
-        if call is not None and call.call_id not in self._handled:
-            self._calls[call.call_id] = call
+        self._calls.take_pending(welcome.pending)
 
     # ------------------------------------------------------------------ one thing at a time
 
@@ -236,12 +187,10 @@ class _Chat:
         while True:
             if self._turns:
                 await self._during_turn()
-            elif self._calls:
-                call = self._calls.pop(next(iter(self._calls)))
-                self._handled.add(call.call_id)
-                await self._answer_call(call)
+            elif self._calls.waiting:
+                await self._calls.answer(self._calls.next())
             else:
-                line = await self._ask("you> ", unless=lambda: bool(self._calls))
+                line = await self._ask("you> ", unless=lambda: bool(self._calls.waiting))
                 if line is not None:
                     await self._obey(line.strip())
 
@@ -252,7 +201,7 @@ class _Chat:
             while True:
                 line = await self._lines.read_line()
                 if line is None:
-                    raise _Leave(EXIT_DONE)
+                    raise Leave(EXIT_DONE)
                 await self._obey(line.strip())
 
         await self._until(lambda: not self._turns, meanwhile=read_ahead if self._has_terminal else None)
@@ -282,21 +231,21 @@ class _Chat:
             raise failure
 
     async def _ask(self, question: str, *, unless: Callable[[], bool] = lambda: False) -> str | None:
-        """The user's answer; None when ``unless`` came first or the user interrupted. Raises ``_Leave``."""
+        """The user's answer; None when ``unless`` came first or the user interrupted. Raises ``Leave``."""
         answers: list[str | None] = []
 
         async def read() -> None:
             answers.append(await self._lines.read_line())
 
         self._screen.prompt(question)
-        with trio.CancelScope() as self._doing:
+        with self._interruption.allowed():
             await self._until(unless, meanwhile=read)
         if not answers:
             self._screen.end_line()
             return None
         self._screen.echoed(answers[0], by_terminal=self._has_terminal)
         if answers[0] is None:
-            raise _Leave(EXIT_DONE)
+            raise Leave(EXIT_DONE)
         return answers[0]
 
     async def _obey(self, line: str) -> None:
@@ -304,7 +253,7 @@ class _Chat:
         if not line:
             return
         if command == "/quit":
-            raise _Leave(EXIT_DONE)
+            raise Leave(EXIT_DONE)
         if command == "/help":
             self._screen.note(HELP)
         elif command == "/cancel":
@@ -342,137 +291,13 @@ class _Chat:
             self._turns[turn_id] = None
         return True
 
-    # ------------------------------------------------------------------ tool calls
-
-    async def _answer_call(self, call: _Call) -> None:
-        session, call_id = self._session, call.call_id
-        if not call.requires_approval:
-            await self._run_call(call)
-            return
-        verdict, feedback = await self._decide(call)
-        if verdict is None:
-            return
-        if verdict == "edit":
-            decided = await self._say(
-                lambda: session.decide(call_id, "edit", modified_arguments=call.arguments)
-            )
-        elif verdict == "approve":
-            decided = await self._say(lambda: session.decide(call_id, "approve"))
-        else:
-            await self._say(lambda: session.decide(call_id, "reject", feedback=feedback or None))
-            return
-        if decided:
-            await self._run_tool(call)
-
-    async def _run_call(self, call: _Call) -> None:
-        """Run a call that the agent's policy, or a decision before we came, lets run."""
-        if call.decision == "edit":
-            # The edited arguments are known to the device that edited them, and to nobody else.
-            self._screen.note(f"({call.tool_name} was edited on another device, which runs it)")
-            return
-        if call.decision is not None or call.tool_name in _ALWAYS_ASK:
-            self._show_call(call)
-            if call.decision is not None:
-                self._screen.note("(approved earlier, and without a result: run it here?)")
-            answer = await self._ask("run it? [y/n] ")
-            if answer is None or answer.strip().lower() not in ("y", "yes"):
-                await self._send_result(call, error="The user of this device declined to run it.")
-                return
-        else:
-            self._screen.note(f"[{_summary(call)}]")
-        await self._run_tool(call)
-
-    async def _decide(self, call: _Call) -> tuple[Literal["approve", "edit", "reject"] | None, str]:
-        """Ask the user; None when another device has decided meanwhile."""
-        self._show_call(call)
-        self._calls[call.call_id] = call
-        try:
-            while call.call_id in self._calls:
-                answer = await self._ask(
-                    "run it? [y/edit/n] ", unless=lambda: call.call_id not in self._calls
-                )
-                if answer is None:
-                    if call.call_id in self._calls:
-                        return "reject", "The user interrupted."
-                    break
-                word, _, rest = answer.strip().partition(" ")
-                if word.lower() in ("y", "yes"):
-                    return "approve", ""
-                if word.lower() in ("n", "no"):
-                    return "reject", rest.strip()
-                if word.lower() in ("e", "edit") and await self._edit(call, rest.strip()):
-                    return "edit", ""
-        except _Leave:
-            # The input is over: nobody will decide here, but somebody may elsewhere or later.
-            self._screen.note(f"({call.tool_name} still waits for a decision)")
-            raise
-        finally:
-            self._calls.pop(call.call_id, None)
-        return None, ""
-
-    async def _edit(self, call: _Call, given: str) -> bool:
-        """Take new arguments as one line of JSON, behind ``edit`` or asked for; False when there are none."""
-        if not given:
-            self._screen.line(json.dumps(call.arguments, ensure_ascii=False))
-            given = (await self._ask("new arguments as JSON, empty to go back: ") or "").strip()
-        if not given:
-            return False
-        try:
-            arguments = json.loads(given)
-        except (ValueError, RecursionError) as error:
-            self._screen.problem(f"That is not JSON: {error}.")
-            return False
-        if not isinstance(arguments, dict):
-            self._screen.problem('Arguments are a JSON object, as in {"path": "hello.py"}.')
-            return False
-        call.arguments = arguments
-        return True
-
-    async def _run_tool(self, call: _Call) -> None:
-        result: str | None = None
-        error = "The user interrupted."
-        with trio.CancelScope() as self._doing:
-            try:
-                result = await self._tools.run(call.tool_name, call.arguments)
-            except ToolFailed as failed:
-                error = str(failed)
-        if result is None:
-            self._screen.note(f"({call.tool_name}: {error.splitlines()[0]})")
-            await self._send_result(call, error=error)
-        else:
-            await self._send_result(call, result=result)
-
-    async def _send_result(self, call: _Call, *, result: object = None, error: str | None = None) -> None:
-        async def send() -> object:
-            try:
-                return await self._session.tool_result(
-                    call.call_id, result=result, error=error, tool_name=call.tool_name
-                )
-            except MessageTooLarge as large:
-                return await self._session.tool_result(
-                    call.call_id, error=f"The result is too large to send: {large}", tool_name=call.tool_name
-                )
-
-        await self._say(send)
-
-    def _show_call(self, call: _Call) -> None:
-        self._screen.strong(f"The agent wants to run {call.tool_name}:")
-        for name, value in call.arguments.items():
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            shown = (
-                text if len(text) <= SHOWN_ARGUMENT else f"{text[:SHOWN_ARGUMENT]}… ({len(text)} characters)"
-            )
-            if "\n" in shown:
-                shown = "\n" + "\n".join(f"    {line}" for line in shown.splitlines())
-            self._screen.line(f"  {name}: {shown}")
-
     # ------------------------------------------------------------------ what the session says
 
     async def _listen(self) -> None:
         async for event in self._session.events():
             self._show(event)
             self._news.unpark_all()
-        raise _Leave(EXIT_DONE)
+        raise Leave(EXIT_DONE)
 
     def _show(self, event: SessionEvent) -> None:
         screen = self._screen
@@ -485,9 +310,9 @@ class _Chat:
         elif event.type == "turn_ended":
             self._end_turn(event.text("turn_id"), event.text("outcome"))
         elif event.type == "tool_call":
-            self._take_call(event.fields)
+            self._calls.take(event.fields)
         elif event.type == "approval_resolved":
-            if self._calls.pop(event.text("call_id"), None) is not None:
+            if self._calls.waiting.pop(event.text("call_id"), None) is not None:
                 screen.note(f"(decided on another device: {event.text('decision')})")
         elif event.type == "agent_switched":
             reason = event.text("reason")
@@ -515,25 +340,25 @@ class _Chat:
         fields: Mapping[str, object] = turn if isinstance(turn, dict) else {}
         turn_id = fields.get("id")
         self._turns.clear()
-        self._calls.clear()
+        self._calls.waiting.clear()
         if fields.get("state") == "running" and isinstance(turn_id, str):
             self._turns[turn_id] = None
             self._screen.note("The answer so far:")
             self._screen.write(snapshot.text("text"))
-        self._take_pending(snapshot.fields.get("pending"))
+        self._calls.take_pending(snapshot.fields.get("pending"))
 
     # ------------------------------------------------------------------ Ctrl-C
 
     async def _interrupted(self, nursery: trio.Nursery) -> None:
         now = trio.current_time()
         if now - self._last_interrupt < SECOND_INTERRUPT:
-            raise _Leave(EXIT_INTERRUPTED)
+            raise Leave(EXIT_INTERRUPTED)
         self._last_interrupt = now
         if self._turns:
             # In a task of its own: while it waits for the gateway, a second Ctrl-C must be heard.
             nursery.start_soon(self._cancel_turns)
         else:
-            self._doing.cancel()
+            self._interruption.interrupt()
             self._screen.note("(Ctrl-C again to leave)")
 
     async def _cancel_turns(self) -> None:
@@ -542,8 +367,3 @@ class _Chat:
                 await self._session.cancel(turn_id)
             except (MessageRefused, OutcomeUnknown, SessionEnded):
                 continue
-
-
-def _summary(call: _Call) -> str:
-    shown = [value for value in call.arguments.values() if isinstance(value, str) and "\n" not in value]
-    return " ".join([call.tool_name, *(shlex.quote(value[:80]) for value in shown[:2])])

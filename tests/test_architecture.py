@@ -27,13 +27,16 @@ MAY_IMPORT = {
     "asgi": {"app", "adapters", "config", "ports"},
     "reference_agent": {"reference_agent", "core"},
     "client": {"client", "core"},
-    "chat": {"client", "chat_terminal", "chat_tools"},
+    "chat": {"client", "chat_calls", "chat_terminal", "chat_tools"},
+    "chat_calls": {"client", "chat_terminal", "chat_tools"},
     "chat_terminal": set[str](),
     "chat_tools": set[str](),
+    # It measures from outside, whatever is measured.
+    "bench": {"bench", "core"},
     "demo": {"app", "config", "settings", "reference_agent"},
     "dev_token": {"core", "settings"},
     "commands": {"commands", "app", "demo", "chat", "dev_token", "reference_agent", "config", "config_files"}
-    | {"core"},
+    | {"bench", "core"},
     "cli": {"commands"},
     "__main__": {"cli"},
 }
@@ -94,7 +97,9 @@ ENGINE_MAY_IMPORT = frozenset(
         "attrs",
         "collections",
         "contextlib",
+        "enum",
         "functools",
+        "itertools",
         "math",
         "random",
         "trio",
