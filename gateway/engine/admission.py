@@ -19,6 +19,7 @@ from gateway.core.websocket_protocol import Dialect
 from gateway.ports import Admission, Authenticator, Clock, ResumePoint, SessionStore, UpgradeRequest
 
 _PREFIXES = ("/api/v1/ws/", "/ws/")
+_MULTIPLEXED = "/api/v1/ws"
 _BEARER_SUBPROTOCOL = "bearer."
 _MAX_EPOCH = 64
 
@@ -36,7 +37,8 @@ class AdmissionRules:
 
 @frozen
 class _Path:
-    session_id: str
+    session_id: str | None
+    """None: the multiplexed endpoint."""
     resume: ResumePoint | None
 
 
@@ -92,7 +94,10 @@ class Admissions:
             self._upgrade_rate.check(subject_caller(identity.subject), trio.current_time())
         if SCOPE_READ not in identity.scopes:
             raise InsufficientScope(SCOPE_READ)
-        await self._check_owner(path.session_id, identity)
+        if path.session_id is not None:
+            await self.check_owner(path.session_id, identity)
+        elif not subprotocols.dialect.is_v2:
+            raise HandshakeRefused("This path speaks v2 only: offer codelab.v2.json or codelab.v2.msgpack.")
         return Admission(
             session_id=path.session_id,
             identity=identity,
@@ -102,7 +107,8 @@ class Admissions:
             request_id=request_id(request.header("x-request-id"), self._fresh_bytes(16)),
         )
 
-    async def _check_owner(self, session_id: str, identity: Identity) -> None:
+    async def check_owner(self, session_id: str, identity: Identity) -> None:
+        """Make the caller the session's owner if it has none. Raises ``NotYours``, ``StoreUnavailable``."""
         # The internal key owns nothing: services open sessions for users, who are to find them theirs.
         claims = NOBODY if identity.sees_all else identity.subject
         owner = await self._store.claim(session_id, claims, self._clock.now())
@@ -113,6 +119,8 @@ class Admissions:
 def _parse_target(target: str) -> _Path:
     path, _, query = target.partition("?")
     refuse_token_in_query(query)
+    if path == _MULTIPLEXED:
+        return _Path(None, None)
     prefix = next((prefix for prefix in _PREFIXES if path.startswith(prefix)), None)
     if prefix is None:
         raise NotFound("There is no WebSocket at this path; connect to /api/v1/ws/{session_id}.")

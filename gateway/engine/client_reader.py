@@ -79,10 +79,14 @@ class ClientReader:
                 self._refuse(error, {})
                 continue
             for fields, raw in messages:
-                try:
-                    await self._handle(fields, raw)
-                except GatewayError as error:
-                    self._refuse(error, fields)
+                await self.handle(fields, raw)
+
+    async def handle(self, fields: dict[str, object], raw: bytes) -> None:
+        """Carry out one decoded message; one that cannot be is answered with why."""
+        try:
+            await self._handle(fields, raw)
+        except GatewayError as error:
+            self._refuse(error, fields)
 
     def _count(self, frame: str | bytes) -> None:
         flow = self._runner.flow

@@ -24,14 +24,16 @@ from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import CloseCode
 from gateway.engine.client_reader import ClientReader
 from gateway.engine.identity_watch import IdentityWatch
+from gateway.engine.multiplexed import MultiplexedReader
 from gateway.engine.session_socket import SessionSocket
+from gateway.engine.shared_socket import SharedSocket
 from gateway.ports import ClientConnection, ConnectionClosed, Telemetry
 
 
 async def run_connection(
     connection: ClientConnection,
-    socket: SessionSocket,
-    reader: ClientReader,
+    socket: SessionSocket | SharedSocket,
+    reader: ClientReader | MultiplexedReader,
     identity: IdentityWatch,
     *,
     limits: Limits,
@@ -64,7 +66,7 @@ async def run_connection(
 
 
 async def _heartbeat(
-    connection: ClientConnection, socket: SessionSocket, limits: Limits, telemetry: Telemetry
+    connection: ClientConnection, socket: SessionSocket | SharedSocket, limits: Limits, telemetry: Telemetry
 ) -> None:
     """Ping every ``heartbeat_interval``; a peer silent for ``pong_timeout`` after that is gone (4408)."""
     try:

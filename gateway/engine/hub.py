@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import trio
 
@@ -29,8 +29,11 @@ from gateway.engine.client_reader import ClientReader
 from gateway.engine.connection import run_connection
 from gateway.engine.group_commit import GroupCommit
 from gateway.engine.identity_watch import IdentityWatch
+from gateway.engine.multiplexed import MultiplexedReader
 from gateway.engine.session_runner import SessionRunner, TurnStarter
 from gateway.engine.session_socket import SessionSocket
+from gateway.engine.shared_socket import SessionLane, SharedSocket
+from gateway.engine.socket_census import OpenSocket, SocketCensus
 from gateway.ports import (
     Admission,
     Authenticator,
@@ -75,11 +78,7 @@ class Hub:
         self._group_commit = GroupCommit(store, telemetry) if store.is_durable else None
         self._sessions: dict[str, SessionRunner] = {}
         self._loading: dict[str, trio.Event] = {}
-        self._sockets: dict[SessionSocket, None] = {}
-        self._sockets_by_dialect = Counter[Dialect]()
-        self._sockets_of: Counter[str] = Counter()
-        self._no_sockets = trio.Event()
-        """Set once there are no sockets while draining."""
+        self.sockets = SocketCensus(telemetry)
         self._nursery: trio.Nursery | None = None
         self.draining = False
         self.flow = Flow()
@@ -93,17 +92,12 @@ class Hub:
     @property
     def socket_count(self) -> int:
         """Open sockets."""
-        return len(self._sockets)
+        return len(self.sockets)
 
     @property
     def runners(self) -> Mapping[str, SessionRunner]:
         """The live sessions by id; changes under whoever awaits while reading it."""
         return self._sessions
-
-    @property
-    def sockets(self) -> Collection[SessionSocket]:
-        """The open sockets; the same goes for it."""
-        return self._sockets.keys()
 
     # ------------------------------------------------------------------ life
 
@@ -130,21 +124,19 @@ class Hub:
         cancellation.
         """
         self.draining = True
-        if not self._sockets:
-            self._no_sockets.set()
-        self._telemetry.info("draining", sockets=len(self._sockets), sessions=len(self._sessions))
+        self._telemetry.info("draining", sockets=len(self.sockets), sessions=len(self._sessions))
         with trio.move_on_after(self._limits.drain_timeout) as deadline:
-            for index, socket in enumerate(list(self._sockets)):
+            for index, socket in enumerate(self.sockets):
                 if socket.is_v2:
                     delay = self._random.randrange(100, 2000)
                     socket.send_control({"type": "draining", "reconnect_after_ms": delay})
                 socket.end(CloseCode.RESTARTING, "restarting; reconnect")
                 if index % 64 == 63:
                     await trio.lowlevel.checkpoint()
-            await self._no_sockets.wait()
+            await self.sockets.wait_empty()
             if self._group_commit is not None:
                 await self._group_commit.wait_idle()
-        self._telemetry.info("drained", left=len(self._sockets), in_time=not deadline.cancelled_caught)
+        self._telemetry.info("drained", left=len(self.sockets), in_time=not deadline.cancelled_caught)
 
     async def _keep_house(self) -> None:
         while True:
@@ -176,7 +168,7 @@ class Hub:
         """Decide about an upgrade. Raises ``GatewayError``."""
         if self.draining:
             raise Draining("This node is restarting. Reconnect.", retry_after=1)
-        if len(self._sockets) >= self._limits.max_sockets:
+        if len(self.sockets) >= self._limits.max_sockets:
             raise Overloaded("The gateway holds as many sockets as it may. Try again later.", retry_after=5)
         try:
             admission = await self._admissions.decide(request)
@@ -188,7 +180,7 @@ class Hub:
             raise
         identity = admission.identity
         is_person = not identity.sees_all and identity.subject != ANONYMOUS_SUBJECT
-        if is_person and self._sockets_of[identity.subject] >= self._limits.max_sockets_per_subject:
+        if is_person and self.sockets.held_by(identity.subject) >= self._limits.max_sockets_per_subject:
             raise Overloaded("You hold as many sockets as you may. Close one first.", retry_after=5)
         return admission
 
@@ -216,49 +208,81 @@ class Hub:
             self._telemetry.info("socket_closed", code=code, duration_s=duration, **_describe(admission))
 
     async def _serve(self, connection: ClientConnection, admission: Admission) -> tuple[int, str]:
-        assert admission.session_id is not None
-        runner, had_session = await self._find(admission.session_id)
-        if self.draining:
-            # It was admitted before, and loaded while the others were told to go.
-            raise Draining("This node is restarting. Reconnect.", retry_after=1)
-        socket = SessionSocket(connection, runner, admission.dialect, self._limits)
-        subject = admission.identity.subject
-        self._sockets[socket] = None
-        self._sockets_of[subject] += 1
-        self._count_socket(admission.dialect, 1)
+        if admission.session_id is None:
+            return await self._serve_multiplexed(connection, admission)
+        socket, runner = await self._join(connection, admission, admission.session_id, admission.dialect)
+        self.sockets.add(socket, admission)
         try:
-            outcome = socket.join(admission.resume, had_session=had_session)
-            self._telemetry.count("gateway_resumes_total", outcome=outcome)
-            self._telemetry.info("socket_opened", outcome=outcome, **_describe(admission))
-            identity = IdentityWatch(
-                admission.identity, socket, authenticator=self._authenticator, clock=self._clock
-            )
-            reader = ClientReader(
-                connection,
-                socket,
-                runner,
-                admission,
-                identity=identity,
-                telemetry=self._telemetry,
-                message_rate=self._message_rate,
-            )
+            identity = self._watch(admission, socket)
+            reader = self._reader(connection, socket, runner, admission, identity)
             return await run_connection(
                 connection, socket, reader, identity, limits=self._limits, telemetry=self._telemetry
             )
         finally:
             socket.leave()
-            del self._sockets[socket]
-            if self.draining and not self._sockets:
-                self._no_sockets.set()
-            self._sockets_of[subject] -= 1
-            if not self._sockets_of[subject]:
-                del self._sockets_of[subject]
-            self._count_socket(admission.dialect, -1)
+            self.sockets.remove(socket, admission)
 
-    def _count_socket(self, dialect: Dialect, change: int) -> None:
-        self._sockets_by_dialect[dialect] += change
-        open_now = self._sockets_by_dialect[dialect]
-        self._telemetry.set_gauge("gateway_sockets_open", open_now, dialect=dialect.value)
+    async def _serve_multiplexed(self, connection: ClientConnection, admission: Admission) -> tuple[int, str]:
+        shared = SharedSocket(connection, admission.dialect, self._limits)
+        identity = self._watch(admission, shared)
+        reader = MultiplexedReader(
+            connection,
+            shared,
+            admission,
+            identity=identity,
+            join=partial(self._join_lane, identity),
+            telemetry=self._telemetry,
+        )
+        self.sockets.add(shared, admission)
+        try:
+            self._telemetry.info("socket_opened", outcome="multiplexed", **_describe(admission))
+            return await run_connection(
+                connection, shared, reader, identity, limits=self._limits, telemetry=self._telemetry
+            )
+        finally:
+            self.sockets.remove(shared, admission)
+
+    async def _join_lane(
+        self, identity: IdentityWatch, lane: SessionLane, admission: Admission
+    ) -> tuple[SessionSocket, ClientReader]:
+        assert admission.session_id is not None
+        await self._admissions.check_owner(admission.session_id, identity.identity)
+        socket, runner = await self._join(lane, admission, admission.session_id, Dialect.V2_JSON)
+        return socket, self._reader(lane, socket, runner, admission, identity)
+
+    async def _join(
+        self, connection: ClientConnection, admission: Admission, session_id: str, dialect: Dialect
+    ) -> tuple[SessionSocket, SessionRunner]:
+        runner, had_session = await self._find(session_id)
+        if self.draining:
+            # It was admitted before, and loaded while the others were told to go.
+            raise Draining("This node is restarting. Reconnect.", retry_after=1)
+        socket = SessionSocket(connection, runner, dialect, self._limits)
+        outcome = socket.join(admission.resume, had_session=had_session)
+        self._telemetry.count("gateway_resumes_total", outcome=outcome)
+        self._telemetry.info("socket_opened", outcome=outcome, **_describe(admission))
+        return socket, runner
+
+    def _watch(self, admission: Admission, socket: OpenSocket) -> IdentityWatch:
+        return IdentityWatch(admission.identity, socket, authenticator=self._authenticator, clock=self._clock)
+
+    def _reader(
+        self,
+        connection: ClientConnection,
+        socket: SessionSocket,
+        runner: SessionRunner,
+        admission: Admission,
+        identity: IdentityWatch,
+    ) -> ClientReader:
+        return ClientReader(
+            connection,
+            socket,
+            runner,
+            admission,
+            identity=identity,
+            telemetry=self._telemetry,
+            message_rate=self._message_rate,
+        )
 
     # ------------------------------------------------------------------ sessions
 

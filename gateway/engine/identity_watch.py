@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import trio
 
 from gateway.core.errors import InvalidToken
 from gateway.core.identity import Credentials, Identity
 from gateway.core.websocket_protocol import CloseCode
-from gateway.engine.session_socket import SessionSocket
 from gateway.ports import Authenticator, Clock
 
 EXPIRY_WARNING = 60.0
@@ -16,13 +17,30 @@ LONGEST_WAIT = 3600.0
 """Wall clocks are set; one look an hour keeps a long-lived token's expiry honest."""
 
 
+class HeldSocket(Protocol):
+    """A socket as the watch over its holder needs it."""
+
+    @property
+    def is_v2(self) -> bool:
+        """Whether its client can renew a token in band."""
+        ...
+
+    def send_control(self, fields: dict[str, object]) -> None:
+        """Send one object."""
+        ...
+
+    def end(self, code: int, reason: str) -> None:
+        """Close the socket soon."""
+        ...
+
+
 class IdentityWatch:
     """Who holds a socket, kept true over its life."""
 
     __slots__ = ("_authenticator", "_clock", "_renewed", "_socket", "identity")
 
     def __init__(
-        self, identity: Identity, socket: SessionSocket, *, authenticator: Authenticator, clock: Clock
+        self, identity: Identity, socket: HeldSocket, *, authenticator: Authenticator, clock: Clock
     ) -> None:
         self.identity = identity
         self._socket = socket

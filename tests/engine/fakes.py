@@ -213,6 +213,10 @@ class FakeStream(AgentStream):
         """One read's worth of events."""
         self._send.send_nowait([ServerSentEvent("message", orjson.dumps(e), event_id) for e in events])
 
+    def emit_raw(self, data: bytes) -> None:
+        """One event of exactly these bytes."""
+        self._send.send_nowait([ServerSentEvent("message", data)])
+
     def token(self, text: str, *, final: bool = False, event_id: str | None = None) -> None:
         """One token."""
         self.emit({"type": "assistant_message", "token": text, "is_final": final}, event_id=event_id)

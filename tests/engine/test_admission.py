@@ -87,11 +87,19 @@ async def test_a_socket_is_for_one_session_under_either_name(target: str) -> Non
     assert admission.subprotocol is None
 
 
-@pytest.mark.parametrize("target", ["/", "/api/v1/ws", "/ws", "/api/v1/sessions/s", "/api/v2/ws/s"])
+@pytest.mark.parametrize("target", ["/", "/ws", "/api/v1/sessions/s", "/api/v2/ws/s"])
 async def test_there_are_no_sockets_elsewhere(target: str) -> None:
     """Other paths are not found."""
     with pytest.raises(NotFound):
         await Door().knock(target)
+
+
+async def test_the_multiplexed_endpoint_is_for_v2() -> None:
+    """It names no session, and a client that offers no v2 subprotocol is told what it speaks."""
+    admission = await Door().knock("/api/v1/ws", ("sec-websocket-protocol", "codelab.v2.json"))
+    assert (admission.session_id, admission.dialect) == (None, Dialect.V2_JSON)
+    with pytest.raises(HandshakeRefused, match="v2 only"):
+        await Door().knock("/api/v1/ws")
 
 
 @pytest.mark.parametrize(
