@@ -1,0 +1,1 @@
+"""What tests of a real gateway process under attack have in common."""
