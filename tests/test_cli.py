@@ -16,7 +16,7 @@ from gateway.commands import version
 from gateway.commands.exit_codes import EXPLAINED, CommandFailed, ExitCode
 from gateway.commands.running import expected_failure, run_until_stopped
 
-COMMANDS = ("demo", "serve", "agent", "chat", "check-config", "check-agent", "dev-token", "version")
+COMMANDS = ("demo", "serve", "agent", "chat", "check-config", "check-agent", "dev-token", "bench", "version")
 
 
 @pytest.fixture(autouse=True)
