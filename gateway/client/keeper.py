@@ -338,13 +338,14 @@ class Keeper:
                 self._perform(self.state.wake(now))
 
     async def _send_pings(self, socket: Socket) -> None:
-        # The gateway pings too, but that tells only the gateway when this side has gone silent.
+        with trio.move_on_after(self._settings.open_timeout) as opening:
+            await self._wait_until(lambda: self.state.is_live)
+        if opening.cancelled_caught or self.state.welcome is None:
+            raise SocketLost(Ending(ABNORMAL, "the gateway did not say welcome in time"))
+        # The gateway pings too, but that tells only the gateway when the connection is dead.
         while True:
-            welcome = self.state.welcome
-            await trio.sleep(welcome.heartbeat if welcome is not None else self._settings.open_timeout)
+            await trio.sleep(self.state.welcome.heartbeat)
             await socket.ping()
-            if not self.state.is_live:
-                raise SocketLost(Ending(ABNORMAL, "the gateway did not say welcome in time"))
 
     async def _renew_tokens(self, _socket: Socket) -> None:
         while True:
