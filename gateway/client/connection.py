@@ -12,6 +12,7 @@ from typing import Literal
 import trio
 
 from gateway.client.address import parse_address
+from gateway.client.credentials import Credentials, TokenProvider
 from gateway.client.errors import MessageRefused, SessionEnded
 from gateway.client.events import (
     Accepted,
@@ -21,7 +22,7 @@ from gateway.client.events import (
     SessionEvent,
     Welcome,
 )
-from gateway.client.keeper import MESSAGE_ID_BYTES, Credentials, Encoding, Keeper, TokenProvider
+from gateway.client.keeper import MESSAGE_ID_BYTES, Encoding, Keeper
 from gateway.client.reconnect import ABNORMAL
 from gateway.client.transport import TransportSettings
 

@@ -18,9 +18,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Literal
 
 import trio
-from attrs import field, frozen
 
 from gateway.client.address import Address
+from gateway.client.credentials import Credentials, is_header_safe
 from gateway.client.effects import (
     Answered,
     Break,
@@ -48,7 +48,6 @@ from gateway.client.transport import Socket, SocketLost, TransportSettings, run_
 from gateway.core.codec import decode_event_frame, encode_json, json_to_msgpack
 from gateway.core.errors import InvalidMessage
 
-TokenProvider = Callable[[], Awaitable[str]]
 Encoding = Literal["json", "msgpack"]
 
 BUFFERED_BYTES = 4 << 20
@@ -58,28 +57,6 @@ MESSAGE_ID_BYTES = 12
 TOKENS_REFUSED = 3
 """So many fresh tokens refused in a row, and the session ends: the next will not do better."""
 _PROTOCOL_ERROR = 1002  # RFC 6455 section 7.4.1
-
-
-@frozen
-class Credentials:
-    """What proves who is calling; any of them may be missing."""
-
-    token: str | None = field(default=None, repr=False)
-    token_provider: TokenProvider | None = None
-    internal_key: str | None = field(default=None, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        """Raises ``ValueError`` for what cannot be a header field; the text does not repeat it."""
-        for credential in (self.token, self.internal_key):
-            if credential is not None and not is_header_safe(credential):
-                raise ValueError(
-                    "A token or key may only hold printable ASCII characters; check how it was copied."
-                )
-
-
-def is_header_safe(credential: str) -> bool:
-    """Whether a token or key can be sent as it is."""
-    return credential.isascii() and credential.isprintable()
 
 
 class Keeper:
