@@ -20,6 +20,7 @@ from gateway.core.codec import (
     encode_json,
     json_to_msgpack,
     replace_field,
+    split_batch,
 )
 from gateway.core.errors import InvalidMessage
 from gateway.core.structure import is_nested_deeper
@@ -177,3 +178,10 @@ def test_a_client_decodes_frames_of_either_encoding() -> None:
     for bad in ("[", "[]", "[1]", "1", b"\xc1"):
         with pytest.raises(InvalidMessage, match="The gateway sent"):
             decode_event_frame(bad)
+
+
+def test_a_batch_is_split_into_its_very_bytes() -> None:
+    """Each value as it stands: digits, spaces inside and brackets in texts included."""
+    values = [b'{"seq":1,"token":"a],["}', b'{"n": 1.10}', b"{}"]
+
+    assert split_batch(b"[" + b",".join(values) + b"]") == values
