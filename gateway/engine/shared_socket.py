@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import msgspec
 import trio
 
-from gateway.core.codec import replace_field
+from gateway.core.codec import replace_field, split_batch
 from gateway.core.delivery import BATCH_BYTES, encode_control, encode_v2
 from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import CloseCode, Dialect
@@ -203,8 +202,7 @@ class SessionLane(ClientConnection):
         texts: list[bytes] = []
         for payload in payloads:
             if payload.startswith(b"["):
-                parts = msgspec.json.decode(payload, type=list[msgspec.Raw])
-                texts.extend(self._tag(bytes(part)) for part in parts)
+                texts.extend(self._tag(text) for text in split_batch(payload))
             else:
                 texts.append(self._tag(payload))
         self._shared.give(self, texts)
