@@ -273,7 +273,8 @@ class SessionSocket:
             log = self._runner.session.log
             lost = log.first_seq - 1 - self.position
             self._send_control(error_fields(ReplayTruncated(lost)))
-            self.position = self._batch_after = log.first_seq - 1
+            # Until this is sent, the gap is the next socket's to be told of.
+            self._batch_after, self.position = self.position, log.first_seq - 1
 
     def _send_snapshot(self, reason: str) -> None:
         self.position = self.acked = self._runner.visible_seq
