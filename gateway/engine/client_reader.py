@@ -22,11 +22,11 @@ from gateway.core.client_messages import (
 from gateway.core.codec import decode_json_frame, decode_json_object, decode_msgpack_frame
 from gateway.core.effects import Refused
 from gateway.core.errors import GatewayError, InsufficientScope, InvalidMessage, RateLimited
-from gateway.core.identity import ANONYMOUS_SUBJECT, SCOPE_WRITE, Identity
-from gateway.core.rate_limit import RateLimiter, address_caller, subject_caller
+from gateway.core.identity import SCOPE_WRITE
 from gateway.core.session import Sender
 from gateway.core.websocket_protocol import Dialect
 from gateway.engine.identity_watch import IdentityWatch
+from gateway.engine.message_rate import MessageRate
 from gateway.engine.session_runner import SessionRunner
 from gateway.engine.session_socket import SessionSocket
 from gateway.ports import Admission, ClientConnection, Telemetry
@@ -41,7 +41,7 @@ class ClientReader:
         "_admission",
         "_connection",
         "_identity",
-        "_message_rate",
+        "_rate",
         "_runner",
         "_socket",
         "_telemetry",
@@ -57,7 +57,7 @@ class ClientReader:
         *,
         identity: IdentityWatch,
         telemetry: Telemetry,
-        message_rate: RateLimiter,
+        rate: MessageRate,
     ) -> None:
         self._connection = connection
         self._socket = socket
@@ -65,7 +65,7 @@ class ClientReader:
         self._admission = admission
         self._identity = identity
         self._telemetry = telemetry
-        self._message_rate = message_rate
+        self._rate = rate
         self._v2 = admission.dialect.is_v2
 
     async def run(self) -> NoReturn:
@@ -76,15 +76,23 @@ class ClientReader:
             try:
                 messages = self._decode(frame)
             except InvalidMessage as error:
-                self._refuse(error, {})
+                self._refuse_counted(error, {})
                 continue
-            for fields, raw in messages:
+            for number, (fields, raw) in enumerate(messages):
+                if number:
+                    # However many there are in one frame, other sockets have their turn in between.
+                    await trio.lowlevel.checkpoint()
                 await self.handle(fields, raw)
 
     async def handle(self, fields: dict[str, object], raw: bytes) -> None:
         """Carry out one decoded message; one that cannot be is answered with why."""
         try:
-            await self._handle(fields, raw)
+            message = parse_client_message(fields, raw, v2=self._v2)
+        except InvalidMessage as error:
+            self._refuse_counted(error, fields)
+            return
+        try:
+            await self._handle(message, fields)
         except GatewayError as error:
             self._refuse(error, fields)
 
@@ -111,15 +119,14 @@ class ClientReader:
         raw = frame.encode("utf-8", "surrogatepass")
         return [(decode_json_object(raw), raw.strip())]
 
-    async def _handle(self, fields: dict[str, object], raw: bytes) -> None:
-        message: ClientMessage = parse_client_message(fields, raw, v2=self._v2)
+    async def _handle(self, message: ClientMessage, fields: dict[str, object]) -> None:
         if isinstance(message, Ack):
             self._runner.flow.acks_received += 1
             self._socket.acknowledge(message.seq)
             return
         self._telemetry.count("gateway_messages_received_total", type=str(fields["type"]))
         identity = self._identity.identity
-        self._check_rate(identity)
+        self._rate.check(identity)
         if isinstance(message, Authenticate):
             await self._identity.renew(message.token)
             return
@@ -136,15 +143,13 @@ class ClientReader:
         sender = Sender(identity.subject, self._admission.request_id, self._v2)
         self._runner.receive(message, sender, self._socket)
 
-    def _check_rate(self, identity: Identity) -> None:
+    def _refuse_counted(self, error: GatewayError, fields: dict[str, object]) -> None:
+        # What is invalid costs no less than what is valid.
         try:
-            now = trio.current_time()
-            self._message_rate.check(address_caller(self._admission.client_address), now)
-            if identity.subject != ANONYMOUS_SUBJECT and not identity.sees_all:
-                self._message_rate.check(subject_caller(identity.subject), now)
-        except RateLimited:
-            self._telemetry.count("gateway_rate_limited_total", what="messages")
-            raise
+            self._rate.check(self._identity.identity)
+        except RateLimited as limited:
+            error = limited
+        self._refuse(error, fields)
 
     def _refuse(self, error: GatewayError, fields: dict[str, object]) -> None:
         self._telemetry.count("gateway_errors_total", code=error.code)

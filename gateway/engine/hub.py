@@ -18,7 +18,7 @@ from gateway.core.errors import (
     StoreUnavailable,
 )
 from gateway.core.flow import Flow
-from gateway.core.identity import ANONYMOUS_SUBJECT
+from gateway.core.identity import ANONYMOUS_SUBJECT, Identity
 from gateway.core.limits import Limits
 from gateway.core.rate_limit import RateLimiter
 from gateway.core.session import Session
@@ -29,6 +29,7 @@ from gateway.engine.client_reader import ClientReader
 from gateway.engine.connection import run_connection
 from gateway.engine.group_commit import GroupCommit
 from gateway.engine.identity_watch import IdentityWatch
+from gateway.engine.message_rate import MessageRate
 from gateway.engine.multiplexed import MultiplexedReader
 from gateway.engine.session_runner import SessionRunner, TurnStarter
 from gateway.engine.session_socket import SessionSocket
@@ -168,21 +169,24 @@ class Hub:
         """Decide about an upgrade. Raises ``GatewayError``."""
         if self.draining:
             raise Draining("This node is restarting. Reconnect.", retry_after=1)
-        if len(self.sockets) >= self._limits.max_sockets:
-            raise Overloaded("The gateway holds as many sockets as it may. Try again later.", retry_after=5)
+        self._check_room()
         try:
-            admission = await self._admissions.decide(request)
+            return await self._admissions.decide(request, check_room_of=self._check_room_of)
         except RateLimited:
             self._telemetry.count("gateway_rate_limited_total", what="upgrades")
             raise
         except (NotAuthenticated, Forbidden) as refusal:
             self._telemetry.count("gateway_auth_refusals_total", code=refusal.code)
             raise
-        identity = admission.identity
+
+    def _check_room(self) -> None:
+        if len(self.sockets) >= self._limits.max_sockets:
+            raise Overloaded("The gateway holds as many sockets as it may. Try again later.", retry_after=5)
+
+    def _check_room_of(self, identity: Identity) -> None:
         is_person = not identity.sees_all and identity.subject != ANONYMOUS_SUBJECT
         if is_person and self.sockets.held_by(identity.subject) >= self._limits.max_sockets_per_subject:
-            raise Overloaded("You hold as many sockets as you may. Close one first.", retry_after=5)
-        return admission
+            raise RateLimited("You hold as many sockets as you may. Close one first.", retry_after=5)
 
     async def serve(self, connection: ClientConnection, admission: Admission) -> None:
         """Live one socket's life."""
@@ -232,7 +236,10 @@ class Hub:
             identity=identity,
             join=partial(self._join_lane, identity),
             telemetry=self._telemetry,
+            rate=self._rate(admission, shared),
         )
+        self._check_room()
+        self._check_room_of(admission.identity)
         self.sockets.add(shared, admission)
         try:
             self._telemetry.info("socket_opened", outcome="multiplexed", **_describe(admission))
@@ -257,6 +264,10 @@ class Hub:
         if self.draining:
             # It was admitted before, and loaded while the others were told to go.
             raise Draining("This node is restarting. Reconnect.", retry_after=1)
+        if not isinstance(connection, SessionLane):
+            # Many can be admitted before the first of them is counted.
+            self._check_room()
+            self._check_room_of(admission.identity)
         socket = SessionSocket(connection, runner, dialect, self._limits)
         outcome = socket.join(admission.resume, had_session=had_session)
         self._telemetry.count("gateway_resumes_total", outcome=outcome)
@@ -281,8 +292,11 @@ class Hub:
             admission,
             identity=identity,
             telemetry=self._telemetry,
-            message_rate=self._message_rate,
+            rate=self._rate(admission, socket),
         )
+
+    def _rate(self, admission: Admission, socket: OpenSocket) -> MessageRate:
+        return MessageRate(self._message_rate, admission.client_address, socket, self._telemetry)
 
     # ------------------------------------------------------------------ sessions
 

@@ -21,11 +21,12 @@ from attrs import evolve, frozen
 
 from gateway.core.client_messages import Attach, Authenticate, Detach, message_id_of, parse_client_message
 from gateway.core.codec import decode_json_frame, decode_msgpack_frame
-from gateway.core.errors import GatewayError, InvalidMessage, Overloaded
+from gateway.core.errors import GatewayError, InvalidMessage, Overloaded, RateLimited
 from gateway.core.session_id import is_session_id
 from gateway.core.websocket_protocol import CloseCode, Dialect
 from gateway.engine.client_reader import ClientReader
 from gateway.engine.identity_watch import IdentityWatch
+from gateway.engine.message_rate import MessageRate
 from gateway.engine.session_socket import SessionSocket
 from gateway.engine.shared_socket import SessionLane, SharedSocket
 from gateway.ports import Admission, ClientConnection, ConnectionClosed, ResumePoint, Telemetry
@@ -56,6 +57,7 @@ class MultiplexedReader:
         identity: IdentityWatch,
         join: JoinSession,
         telemetry: Telemetry,
+        rate: MessageRate,
     ) -> None:
         self._connection = connection
         self._shared = shared
@@ -63,6 +65,7 @@ class MultiplexedReader:
         self._identity = identity
         self._join = join
         self._telemetry = telemetry
+        self._rate = rate
         self._attached: dict[str, _Attached] = {}
 
     async def run(self) -> NoReturn:
@@ -85,11 +88,16 @@ class MultiplexedReader:
         try:
             messages = self._decode(frame)
         except InvalidMessage as error:
-            self._refuse(error, {})
+            self._refuse_counted(error, {})
             return
-        for fields, raw in messages:
+        for number, (fields, raw) in enumerate(messages):
+            if number:
+                # However many there are in one frame, other sockets have their turn in between.
+                await trio.lowlevel.checkpoint()
             try:
                 await self._handle(fields, raw, nursery)
+            except InvalidMessage as error:
+                self._refuse_counted(error, fields)
             except GatewayError as error:
                 self._refuse(error, fields)
 
@@ -102,6 +110,7 @@ class MultiplexedReader:
         kind = fields.get("type")
         if kind in ("attach", "detach", "authenticate"):
             message = parse_client_message(fields, raw, v2=True)
+            self._rate.check(self._identity.identity)
             if isinstance(message, Authenticate):
                 await self._identity.renew(message.token)
             elif isinstance(message, Detach):
@@ -163,6 +172,14 @@ class MultiplexedReader:
         attached.socket.finish()
         attached.socket.leave()
         self._shared.close_lane(attached.lane)
+
+    def _refuse_counted(self, error: GatewayError, fields: dict[str, object]) -> None:
+        # What is invalid costs no less than what is valid.
+        try:
+            self._rate.check(self._identity.identity)
+        except RateLimited as limited:
+            error = limited
+        self._refuse(error, fields)
 
     def _refuse(self, error: GatewayError, fields: dict[str, object]) -> None:
         self._telemetry.count("gateway_errors_total", code=error.code)

@@ -22,6 +22,11 @@ from gateway.ports import ClientConnection, ConnectionClosed
 TURN_BYTES = 16 << 10
 """What a session may send before the next one's turn."""
 
+MAX_WAITING_ANSWERS = 1024
+"""Answers that wait for a socket that takes nothing while its client goes on asking …"""
+MAX_WAITING_BYTES = 4 << 20
+"""… and their size: one welcome with its snapshot may hold a whole answer."""
+
 _EVENT_BEGINNINGS = (b'{"seq":', b'{"first_seq":', b"[")
 """How ``core/delivery.py`` begins events; everything else is control."""
 
@@ -67,6 +72,7 @@ class SharedSocket:
         """Send one object; it goes before all events."""
         self._control.append(encode_control(fields, Dialect.V2_JSON))
         self.flush_nowait()
+        self._bound_control()
 
     def give(self, lane: SessionLane, texts: list[bytes]) -> None:
         """Take JSON objects of one session; raises ``ConnectionClosed``."""
@@ -80,6 +86,13 @@ class SharedSocket:
                 lane.moved()
             self._control.append(text)
         self._flush()
+        self._bound_control()
+
+    def _bound_control(self) -> None:
+        # Answers, welcomes and snapshots, which a client can ask for again and again without reading any.
+        waiting = self._control
+        if len(waiting) >= MAX_WAITING_ANSWERS or (waiting and sum(map(len, waiting)) > MAX_WAITING_BYTES):
+            self.end(CloseCode.TOO_SLOW, "too slow: answers are not taken; resume when ready")
 
     def flush_nowait(self) -> None:
         """Send what waits, as far as it goes."""

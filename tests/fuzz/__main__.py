@@ -27,9 +27,8 @@ def main() -> int:
         only = (target, int(number))
     outcome = trio.run(run, arguments.minutes * 60, arguments.seed, only, _say)
     cases = ", ".join(f"{name} {count}" for name, count in sorted(outcome.cases.items()))
-    _say(
-        f"{outcome.seconds:.0f} s, {outcome.cases.total()} cases ({cases}); bystanders: {outcome.answers} answers"
-    )
+    _say(f"{outcome.seconds:.0f} s, {outcome.cases.total()} cases ({cases})")
+    _say(f"bystanders got {outcome.answers} answers")
     for broken in outcome.broken:
         _say(f"BROKEN {broken}")
     _say(
