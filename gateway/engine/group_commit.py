@@ -92,16 +92,18 @@ class GroupCommit:
 
     async def _commit(self, changed: dict[Committer, None]) -> None:
         taken: dict[Committer, SessionCommit] = {}
+        told: list[Committer] = []
         for committer in changed:
             try:
                 commit = committer.take_commit()
             except Exception as error:
                 self._crashed(committer, error)
-            else:
-                if commit is not None:
-                    taken[committer] = commit
+                continue
+            told.append(committer)
+            if commit is not None:
+                taken[committer] = commit
         reasons = await self._store_until_done(taken) if taken else {}
-        for committer in changed:
+        for committer in told:
             commit = taken.get(committer)
             reason = reasons.get(commit.session_id) if commit is not None else None
             try:
