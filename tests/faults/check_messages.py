@@ -28,7 +28,7 @@ def check_messages(
         known.update(client.sent)
         for sent in client.sent.values():
             yield from _check_message(session, client, sent, turns, asked.get(sent.message_id, []))
-        yield from _check_order(session, client, asked)
+        yield from _check_order(session, client, turns, asked)
     yield from _check_cancelled(session, turns)
     for message_id in asked.keys() - known:
         yield Violation("protocol", session.session_id, "runtime", f"{message_id} was said by nobody")
@@ -103,7 +103,7 @@ def _unposted(turns: dict[str, Turn], posted: set[str]) -> int:
 
 
 def _check_order(
-    session: SessionRecord, client: ClientRecord, asked: dict[str, list[Post]]
+    session: SessionRecord, client: ClientRecord, turns: dict[str, Turn], asked: dict[str, list[Post]]
 ) -> Iterator[Violation]:
     """User messages of one client are posted in the order they were said, but for those refused at first."""
     last = -1.0
@@ -111,7 +111,7 @@ def _check_order(
         if sent.body["type"] != "user_message" or any(answer["type"] != "ack" for answer in sent.answers):
             continue
         posts = asked.get(sent.message_id)
-        if not posts:
+        if not posts or posts[0].key not in turns or not turns[posts[0].key].was_heard:
             continue
         if posts[0].time < last:
             text = f"was posted before what was said before it: {shorten(sent.body)}"

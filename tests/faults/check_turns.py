@@ -27,6 +27,14 @@ class Turn:
     errors: list[dict[str, Any]] = Factory(list)
     """``error`` events of the gateway's own."""
 
+    @property
+    def was_heard(self) -> bool:
+        """Whether the runtime's answer reached the gateway, so that its POST came before all later ones.
+
+        A POST whose connection died, or was cancelled, may arrive behind one on another connection.
+        """
+        return self.outcome == "completed" or bool(self.events)
+
 
 def read_turns(session_id: str, timeline: Timeline) -> tuple[dict[str, Turn], list[Violation]]:
     """The turns by id, in order of their start; and what is wrong with their order."""
@@ -105,9 +113,10 @@ def check_turns(
             yield found("lost", key, "POSTed, but the log knows no such turn")
         elif not turns[key].started:
             yield found("turns", key, "POSTed, but never started")
-    started = [turn.turn_id for turn in turns.values() if turn.started]
-    if [key for key in started if key in worked] != order:
-        yield found("reordered", order[0] if order else "-", f"POSTed as {order}, started as {started}")
+    heard = [turn.turn_id for turn in turns.values() if turn.was_heard]
+    posted = [key for key in order if key in heard]
+    if [key for key in heard if key in worked] != posted:
+        yield found("reordered", posted[0], f"POSTed as {posted}, started as {heard}")
     for turn in turns.values():
         numbers = worked.get(turn.turn_id, [])
         emitted = executions[numbers[0]].events if numbers else []

@@ -209,6 +209,11 @@ def two_turns_for_one_message(record: Record) -> None:
     record.executions.append(Execution(2, "r-1", "t3", []))
 
 
+def post_in_other_order(record: Record) -> None:
+    """What was asked first reaches the runtime last."""
+    record.posts.reverse()
+
+
 def never_post(record: Record) -> None:
     """A message was acknowledged and never reached the runtime."""
     del record.posts[0]
@@ -301,6 +306,7 @@ PLANTED: list[tuple[Callable[[Record], None], str]] = [
     (end_twice, "repeated"),
     (post_twice, "repeated"),
     (two_turns_for_one_message, "repeated"),
+    (post_in_other_order, "reordered"),
     (never_post, "lost"),
     (lose_turn, "lost"),
     (change_message, "protocol"),
