@@ -8,17 +8,21 @@ the engine is logged and ends the process at once with status 70; clients reconn
 from __future__ import annotations
 
 import os
-from typing import Any
+import sys
+import traceback
+from typing import Any, NoReturn
 
 import trio
 
 from gateway.adapters.quart_websocket import QuartWebSockets
 from gateway.app import Gateway, make_telemetry, open_gateway
-from gateway.config import load_configuration
+from gateway.config import ConfigError, load_configuration
+from gateway.core.errors import StoreUnavailable
 from gateway.ports import Telemetry
 
 EX_SOFTWARE = 70
-"""The exit status of ``sysexits.h`` for an internal error."""
+EX_CONFIG = 78
+"""The exit statuses of ``sysexits.h`` for an internal error, and for a configuration that cannot be used."""
 
 
 class GatewayApplication:
@@ -36,6 +40,14 @@ class GatewayApplication:
         await self._gateway.rest(scope, receive, send)
 
     async def _live(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._serve_lifespan(scope, receive, send)
+        except Exception as error:
+            if self._gateway is not None:
+                raise
+            _refuse_to_start(error)
+
+    async def _serve_lifespan(self, scope: Any, receive: Any, send: Any) -> None:
         configuration = load_configuration(os.environ)
         telemetry = make_telemetry(configuration.settings)
         with telemetry.route_standard_logging():
@@ -67,6 +79,22 @@ async def _supervise(
         await gateway.hub.run(task_status=task_status)
     except Exception as crash:
         _end_process(gateway.telemetry, crash)
+
+
+def _refuse_to_start(error: Exception) -> NoReturn:
+    """End the worker. To hypercorn an exception here means that the application has no lifespan: it would go
+    on, and answer everything with 500; ``lifespan.startup.failed`` it answers with a traceback of its own."""
+    reason: BaseException = error
+    while isinstance(reason, BaseExceptionGroup) and len(reason.exceptions) == 1:
+        reason = reason.exceptions[0]
+    if isinstance(reason, ConfigError | StoreUnavailable):
+        sys.stderr.write(f"gateway: {reason}\n")
+        code = EX_CONFIG if isinstance(reason, ConfigError) else 1
+    else:
+        traceback.print_exception(error)
+        code = EX_SOFTWARE
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end_process(telemetry: Telemetry, crash: Exception) -> None:

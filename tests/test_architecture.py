@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "config_docs": {"config", "settings"},
     # The composition roots: the only ones that know the engine and the adapters.
     "app": {"engine", "adapters", "ports", "core", "config", "settings"},
-    "asgi": {"app", "adapters", "config", "ports"},
+    "asgi": {"app", "adapters", "config", "ports", "core"},
     "reference_agent": {"reference_agent", "core"},
     "client": {"client", "core"},
     "chat": {"client", "chat_calls", "chat_terminal", "chat_tools"},

@@ -19,6 +19,9 @@ from websockets.exceptions import ConnectionClosed
 from tests.end_to_end.conversation import connected, hold_conversation
 from tests.end_to_end.processes import ROOT, STOP_SECONDS, Process, environment, eventually
 
+HYPERCORN = "from hypercorn.__main__ import main; raise SystemExit(main())"
+"""The command, wherever its script was installed."""
+
 
 def test_conversation_and_stop(agent: Process, tmp_path: Path) -> None:
     """The conversation, REST, and a clean stop with 1012, in plain hypercorn."""
@@ -39,6 +42,26 @@ def test_conversation_and_stop(agent: Process, tmp_path: Path) -> None:
         assert "Traceback" not in (tmp_path / "hypercorn.log").read_text("utf-8")
 
 
+def test_wrong_configuration_ends_it(tmp_path: Path) -> None:
+    """hypercorn does not go on without a gateway: it ends, and all that is said is what is wrong.
+
+    Its exit code is not looked at: hypercorn 0.18 loses that of its only worker.
+    """
+    command = [sys.executable, "-c", HYPERCORN, "--bind", "127.0.0.1:0", "gateway.asgi:app"]
+    ended = subprocess.run(
+        [*command, "--worker-class", "trio"],
+        cwd=tmp_path,
+        env=environment({"LOG_LEVEL": "LOUD"}),
+        capture_output=True,
+        text=True,
+        timeout=STOP_SECONDS,
+        check=False,
+    )
+
+    assert "GATEWAY__LOG_LEVEL = 'LOUD'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @contextmanager
 def running_hypercorn(folder: Path, agent_url: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """hypercorn with the repository's configuration, but for the port; its URL and process."""
@@ -50,8 +73,7 @@ def running_hypercorn(folder: Path, agent_url: str) -> Iterator[tuple[str, subpr
     assert "graceful_timeout = 12" in toml
     toml = toml.replace("127.0.0.1:8000", address).replace("graceful_timeout = 12", "graceful_timeout = 1")
     (folder / "hypercorn.toml").write_text(toml, "utf-8")
-    hypercorn = "from hypercorn.__main__ import main; raise SystemExit(main())"
-    command = [sys.executable, "-c", hypercorn, "-c", "hypercorn.toml", "gateway.asgi:app"]
+    command = [sys.executable, "-c", HYPERCORN, "-c", "hypercorn.toml", "gateway.asgi:app"]
     with (folder / "hypercorn.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=environment({"AGENT_URL": agent_url}), stdout=log, stderr=log
