@@ -6,7 +6,7 @@ library but Trio, tests subclass them as fakes. Everything here runs in one Trio
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -185,6 +185,18 @@ class AgentStream(Protocol):
         (an event over the size limit). After an exception or a cancellation the stream is dead.
         """
         ...
+
+    async def deliver(self, take: Callable[[Sequence[ServerSentEvent]], bool]) -> bool:
+        """Give ``take`` what ``receive`` would return, one after the other, until it returns False.
+
+        Returns True at the end of the stream, False when ``take`` wanted no more. ``take`` must not wait; it
+        may be called from another task, which saves a task switch per token. It is not called any more from
+        the moment of a cancellation on. Raises what ``receive`` does, and what ``take`` does.
+        """
+        while batch := await self.receive():
+            if not take(batch):
+                return False
+        return True
 
 
 class AgentRuntime(Protocol):

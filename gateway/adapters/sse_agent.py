@@ -26,6 +26,7 @@ from gateway.core.sse import ServerSentEvent, SseParser
 from gateway.ports import Telemetry, TurnRequest
 
 Receive = Callable[[], Awaitable[bytes]]
+ReceiveEach = Callable[[Callable[[bytes], bool]], Awaitable[None]]
 
 RETRY_DELAYS: Final = (0.5, 1.0)
 """Most seconds to wait before the second and the third try to connect; each wait is a random part of it.
@@ -194,6 +195,7 @@ class SseAgentStream:
     def __init__(self, response: httpx.Response, receive: Receive, max_event_bytes: int) -> None:
         self._resumable: bool = response.headers.get("x-stream-resumable", "").strip() == "1"
         self._receive = receive
+        self._receive_each: ReceiveEach | None = response.extensions.get("receive_each")
         self._parser = SseParser(max_event_bytes)
 
     @property
@@ -215,6 +217,29 @@ class SseAgentStream:
             events = self._parser.feed(data)
             if events:
                 return events
+
+    async def deliver(self, take: Callable[[Sequence[ServerSentEvent]], bool]) -> bool:
+        """See ``ports.AgentStream.deliver``."""
+        goes_on, parser = True, self._parser
+
+        def take_body(data: bytes) -> bool:
+            nonlocal goes_on
+            events = parser.feed(data)
+            if events:
+                goes_on = take(events)
+            return goes_on and not parser.overflowed
+
+        while batch := await self.receive():
+            if not take(batch):
+                return False
+            if self._receive_each is not None:
+                try:
+                    await self._receive_each(take_body)
+                except httpx.HTTPError as error:
+                    raise _failure(error, before_head=False) from error
+                if not goes_on:
+                    return False
+        return True
 
 
 class _Chunks:

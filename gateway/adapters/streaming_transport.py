@@ -17,6 +17,7 @@ from typing import TypeVar
 import httpx
 import trio
 
+from gateway.adapters.readiness import HAS_EPOLL, Readiness
 from gateway.adapters.silence_watch import SilenceWatch
 from gateway.adapters.tcp_stream import RECEIVE_BYTES, NothingSent, TcpStream, connect_tcp
 from gateway.core.http_response import ResponseReader
@@ -25,6 +26,9 @@ Connect = Callable[[str, int], Awaitable[trio.abc.Stream]]
 
 RECEIVE_BODY = "receive_body"
 """Response extension: ``ResponseBody.receive``, to read without httpx's generators in between."""
+
+RECEIVE_EACH = "receive_each"
+"""Response extension: ``ResponseBody.receive_each``, where the connection can do that."""
 
 _IDLE_CONNECTIONS = 64
 
@@ -70,6 +74,7 @@ class StreamingTransport(httpx.AsyncBaseTransport):
         """Oldest first."""
         self._open: set[_Connection] = set()
         self.silence = SilenceWatch()
+        self.readiness = Readiness()
 
     @property
     def open_connections(self) -> int:
@@ -202,11 +207,11 @@ class ResponseBody(httpx.AsyncByteStream):
 
     def response(self) -> httpx.Response:
         """The response whose head has come, with this as its body."""
+        extensions: dict[str, object] = {"http_version": b"HTTP/1.1", RECEIVE_BODY: self.receive}
+        if HAS_EPOLL and self._connection is not None and isinstance(self._connection.stream, TcpStream):
+            extensions[RECEIVE_EACH] = self.receive_each
         return httpx.Response(
-            self._reader.status,
-            headers=self._reader.headers,
-            stream=self,
-            extensions={"http_version": b"HTTP/1.1", RECEIVE_BODY: self.receive},
+            self._reader.status, headers=self._reader.headers, stream=self, extensions=extensions
         )
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -239,6 +244,35 @@ class ResponseBody(httpx.AsyncByteStream):
         except BaseException:
             await self.settle()
             raise
+
+    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+        """Give ``take`` the body as it arrives, without a task switch per read.
+
+        Returns when ``take`` returned False, and when it takes ``receive`` to say what comes next: the end of
+        the body, or that it was cut. Raises what ``take`` does and what ``receive`` does.
+        """
+        reader, connection = self._reader, self._connection
+        if connection is None or reader.is_complete or reader.failure is not None:
+            return
+        assert isinstance(connection.stream, TcpStream)
+
+        def arrived(data: bytes, now: float) -> bool:
+            self.waiting_since = now
+            reader.feed(data)
+            if reader.is_complete or reader.failure is not None:
+                return False
+            body = reader.take_body()
+            return not body or take(body)
+
+        self.waiting_since = trio.current_time()
+        try:
+            await connection.stream.receive_each(self._transport.readiness, arrived)
+        except BaseException as error:
+            await self.settle()
+            if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
+                raise self._lost(error) from error
+            raise
+        self.waiting_since = math.inf
 
     async def aclose(self) -> None:
         """End the exchange: at once, without waiting, in a cancelled scope too."""
@@ -273,9 +307,7 @@ class ResponseBody(httpx.AsyncByteStream):
         try:
             data = await self._connection.stream.receive_some(RECEIVE_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            if self._has_timed_out:
-                raise httpx.ReadTimeout(f"Nothing came for {self.silence_timeout:g} s") from error
-            raise httpx.ReadError(f"The connection was lost: {error}") from error
+            raise self._lost(error) from error
         self.waiting_since = math.inf
         if data:
             self._reader.feed(data)
@@ -283,6 +315,11 @@ class ResponseBody(httpx.AsyncByteStream):
         self._reader.feed_eof()
         if not self._reader.is_complete and self._reader.failure is None:
             raise httpx.ReadError("The peer closed the connection before the end of its response")
+
+    def _lost(self, error: Exception) -> httpx.TransportError:
+        if self._has_timed_out:
+            return httpx.ReadTimeout(f"Nothing came for {self.silence_timeout:g} s")
+        return httpx.ReadError(f"The connection was lost: {error}")
 
     def _malformed(self) -> httpx.RemoteProtocolError:
         return httpx.RemoteProtocolError(f"The peer's answer is no use: {self._reader.failure}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 import trio
+
+from gateway.adapters.readiness import Readiness
 
 RECEIVE_BYTES = 65536
 """Most that one read takes: more than a burst brings between two passes of the scheduler."""
@@ -24,6 +27,8 @@ class TcpStream(trio.abc.Stream):
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
         self._socket = connected
+        self._readiness: Readiness | None = None
+        """Where a task waits in ``receive_each``."""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """What has arrived, at least one byte; empty at the end. Cancelling loses nothing."""
@@ -38,6 +43,32 @@ class TcpStream(trio.abc.Stream):
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError(f"receiving failed: {error}") from error
+
+    async def receive_each(self, readiness: Readiness, take: Callable[[bytes, float], bool]) -> None:
+        """Give ``take`` what arrives, with Trio's time, until it returns False or the connection has ended.
+
+        Raises what ``take`` does, ``trio.BrokenResourceError`` and ``trio.ClosedResourceError``. Of the end
+        only the next ``receive_some`` tells. Cancelling loses nothing.
+        """
+        receive = self._socket.recv
+
+        def ready(now: float) -> bool:
+            try:
+                data = receive(RECEIVE_BYTES)
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                raise trio.BrokenResourceError(f"receiving failed: {error}") from error
+            return bool(data) and take(data, now)
+
+        descriptor = self._socket.fileno()
+        if descriptor == -1:
+            raise trio.ClosedResourceError("this stream was closed before")
+        self._readiness = readiness
+        try:
+            await readiness.call_each(descriptor, ready)
+        finally:
+            self._readiness = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Give all of ``data`` to the kernel. Raises ``NothingSent`` when it took none of it."""
@@ -78,6 +109,8 @@ class TcpStream(trio.abc.Stream):
     def close(self) -> None:
         """Close the socket at once; who waits on it gets ``trio.ClosedResourceError``."""
         if self._socket.fileno() != -1:
+            if self._readiness is not None:
+                self._readiness.release(self._socket.fileno())
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 
 import trio
@@ -140,7 +141,10 @@ class TurnRunner:
         posted: float | None,
     ) -> None:
         session, telemetry, flow = runner.session, self._telemetry, runner.flow
-        while batch := await stream.receive():
+        is_done = False
+
+        def take(batch: Sequence[ServerSentEvent]) -> bool:
+            nonlocal posted, is_done
             is_first = posted is not None
             sampled_at = trio.current_time() if is_first or flow.takes_sample(len(batch)) else None
             for sse in batch:
@@ -154,7 +158,8 @@ class TurnRunner:
                         self._note_event(runner, turn_id, event)
                 elif isinstance(event, TurnDone):
                     runner.changed()
-                    return
+                    is_done = True
+                    return False
                 else:
                     self._note_skipped(runner, turn_id, event, sse)
             progress.last_event_id = batch[-1].event_id
@@ -166,8 +171,10 @@ class TurnRunner:
                 if runner.has_sockets:  # else it would time the client's absence
                     runner.timing.begin(session.log.last_seq, sampled_at, is_first=is_first)
             runner.changed()
-            if not runner.has_room():
-                await runner.wait_room()
+            return runner.has_room()
+
+        while not await stream.deliver(take) and not is_done:
+            await runner.wait_room()
 
     def _note_event(self, runner: SessionRunner, turn_id: str, event: AgentEvent) -> None:
         """Count an event that is no token, and log those that a session's timeline is made of."""
