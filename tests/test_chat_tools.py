@@ -140,7 +140,8 @@ async def test_command_does_not_get_the_gateways_keys(
 ) -> None:
     """An agent's command runs without the settings of the gateway."""
     monkeypatch.setenv("GATEWAY__INTERNAL_API_KEY", "hidden")
-    assert "hidden" not in await tools.run("execute_command", {"command": "env"})
+    command = 'echo "[$GATEWAY__INTERNAL_API_KEY]"'
+    assert await tools.run("execute_command", {"command": command}) == "[]\n"
 
 
 async def test_output_is_bounded(tools: FolderTools) -> None:
