@@ -74,6 +74,7 @@ def test_numbers_keep_their_digits_when_a_null_is_left_out(number: str, where: s
 def test_a_seq_of_the_runtime_is_left_out() -> None:
     """The sequence number is the gateway's: a second one would overrule it in most decoders."""
     assert read_event('{"type":"x","seq":7,"n":1.5}').data == b'{"type":"x","n":1.5}'
+    assert read_event('{"type":"x","first_seq":1}').data == b'{"type":"x"}'
     assert read_event('{"type":"x","s\\u0065q":7}').data == b'{"type":"x"}'
 
 
