@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -85,7 +86,8 @@ class WebSocketServer:
                 return await self._upgrade(stream, head, admission), admission
             except GatewayError as refusal:
                 stream.lingers = True
-                await stream.send_all(refusal_of(refusal).as_response())
+                with suppress(trio.BrokenResourceError):  # who reset meanwhile is owed no answer
+                    await stream.send_all(refusal_of(refusal).as_response())
                 return None
             except (trio.BrokenResourceError, trio_websocket.ConnectionClosed):
                 return None  # gone before it was open

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import tracemalloc
 
 import pytest
@@ -260,6 +262,30 @@ async def test_cancelling_the_server_says_goodbye() -> None:
     async with stream:
         assert await client.read_close() == 1001
     assert telemetry.errors == []
+
+
+async def test_a_client_that_resets_before_it_is_refused_is_no_crash() -> None:
+    """It is owed no answer; nothing is logged as a failure of ours."""
+    telemetry = RecordingTelemetry()
+    gone = trio.Event()
+
+    class Hesitating(ScriptedGate):
+        async def admit(self, request: UpgradeRequest) -> Admission:
+            await gone.wait()
+            return await super().admit(request)
+
+    gate = Hesitating(refusal=NotAuthenticated("Send a token."))
+    async with websocket_port(gate, telemetry) as port:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(upgrade_request())
+        await trio.sleep(0.05)
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await stream.aclose()
+        await trio.sleep(0.05)
+        gone.set()
+        await trio.sleep(0.05)
+    assert len(gate.requests) == 1
+    assert telemetry.causes == []
 
 
 async def test_an_admission_that_hangs_is_given_up(autojump_clock: trio.testing.MockClock) -> None:

@@ -28,7 +28,7 @@ def main() -> int:
     outcome = trio.run(run, arguments.minutes * 60, arguments.seed, only, _say)
     cases = ", ".join(f"{name} {count}" for name, count in sorted(outcome.cases.items()))
     _say(f"{outcome.seconds:.0f} s, {outcome.cases.total()} cases ({cases})")
-    _say(f"bystanders got {outcome.answers} answers")
+    _say(f"bystanders got {outcome.answers} answers, and had {outcome.unanswered} turns fail at the agent")
     for broken in outcome.broken:
         _say(f"BROKEN {broken}")
     _say(

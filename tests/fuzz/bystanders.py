@@ -25,6 +25,8 @@ class Bystanders:
 
     surroundings: Surroundings
     answers: int = 0
+    unanswered: int = 0
+    """Turns that failed because the Agent Runtime closed the connection that others had had rubbish on."""
     lost: list[str] = field(factory=list)
     """What happened to those that did not stay."""
 
@@ -63,6 +65,9 @@ class Bystanders:
             frame = await socket.get_message()
             received = orjson.loads(frame) if isinstance(frame, str) else msgspec.msgpack.decode(frame)
             for event in received if isinstance(received, list) else [received]:
+                if event["type"] == "error" and str(event["code"]).startswith("AGENT_"):
+                    self.unanswered += 1
+                    return
                 if event["type"] in ("error", "nack"):
                     self.lost.append(f"{protocol or 'v1'} was told {event}")
                 if protocol and "seq" in event and event["type"] != "ack":

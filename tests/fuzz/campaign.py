@@ -46,7 +46,9 @@ class Outcome:
     seconds: float = 0.0
     cases: Counter[str] = field(factory=Counter)
     answers: int = 0
-    """Of the Agent Runtime to bystanders."""
+    """Of the Agent Runtime to bystanders …"""
+    unanswered: int = 0
+    """… and turns of theirs that failed there."""
     broken: list[str] = field(factory=list)
     """What must not have happened, each with the case to repeat."""
 
@@ -226,7 +228,7 @@ async def run(seconds: float, seed: int, only: tuple[str, int] | None, say: Call
                     outcome.broken.append("bystanders get no answers after the attack")
                 nursery.cancel_scope.cancel()
             outcome.seconds = trio.current_time() - started
-            outcome.answers = bystanders.answers
+            outcome.answers, outcome.unanswered = bystanders.answers, bystanders.unanswered
             outcome.broken += bystanders.lost
             await campaign.judge()
             surroundings.gateway.end()
