@@ -15,6 +15,8 @@ import trio
 from attrs import evolve
 
 from gateway.adapters.stores.memory import open_memory_store
+from gateway.adapters.stores.redis import open_redis_store
+from gateway.adapters.stores.redis_location import parse_redis_url
 from gateway.adapters.stores.sqlite import open_sqlite_store
 from gateway.core.storage import StoredSession
 from tests.conformance.session_store import (
@@ -24,19 +26,20 @@ from tests.conformance.session_store import (
     after_commits,
     held,
 )
+from tests.redis_server import RedisServer
 
 KILLS = int(os.environ.get("STORE_KILLS", "20"))
 SESSIONS = ("a", "b")
 
 
-async def commits_before_kill(path: Path, sync: str, seconds: float) -> int:
+async def commits_before_kill(url: str, sync: str, seconds: float) -> int:
     """Run the process until ``seconds`` after its first commit; return the last number it printed."""
     process = await trio.lowlevel.open_process(
         [
             sys.executable,
             "-m",
             "tests.adapters.stores.commit_until_killed",
-            f"sqlite:///{path}",
+            url,
             sync,
             *SESSIONS,
         ],
@@ -45,7 +48,7 @@ async def commits_before_kill(path: Path, sync: str, seconds: float) -> int:
     assert process.stdout is not None
     printed = b""
     try:
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             while b"\n" not in printed:
                 chunk = await process.stdout.receive_some()
                 assert chunk, "the process ended by itself"
@@ -78,7 +81,7 @@ async def test_kills_at_random_moments_lose_and_halve_nothing(tmp_path: Path) ->
     before = 0
     for kill in range(KILLS):
         sync = chance.choice(("normal", "full"))
-        acknowledged = await commits_before_kill(path, sync, chance.uniform(0, 0.06))
+        acknowledged = await commits_before_kill(f"sqlite:///{path}", sync, chance.uniform(0, 0.06))
         assert acknowledged > before
         telemetry = RecordingTelemetry()
         async with open_sqlite_store(
@@ -91,6 +94,31 @@ async def test_kills_at_random_moments_lose_and_halve_nothing(tmp_path: Path) ->
             for session_id in SESSIONS:
                 found = await held(store, session_id)
                 assert found.record is not None
+                before = int(found.record.touched_at)
+                assert acknowledged <= before <= acknowledged + 1, f"kill {kill}"
+                assert evolve(found, session_id="a") == await model_after(before), f"kill {kill}"
+        assert telemetry.said == [], f"kill {kill}"
+
+
+async def test_kills_of_a_gateway_lose_and_halve_nothing_in_redis(redis_server: RedisServer) -> None:
+    """The same with Redis, which outlives the process: no commit is there in part."""
+    chance = random.Random(os.environ.get("STORE_KILLS_SEED", "1"))
+    before = 0
+    for kill in range(max(3, KILLS // 7)):
+        acknowledged = await commits_before_kill(redis_server.url, "normal", chance.uniform(0, 0.06))
+        assert acknowledged > before
+        telemetry = RecordingTelemetry()
+        async with open_redis_store(
+            parse_redis_url(redis_server.url),
+            full_sync=False,
+            dedupe_window=DEDUPE_WINDOW,
+            retention=DEDUPE_WINDOW,
+            telemetry=telemetry,
+        ) as store:
+            for session_id in SESSIONS:
+                found = await held(store, session_id)
+                assert found.record is not None
+                # Each session is one atomic step of its own: one of them may be a commit ahead.
                 before = int(found.record.touched_at)
                 assert acknowledged <= before <= acknowledged + 1, f"kill {kill}"
                 assert evolve(found, session_id="a") == await model_after(before), f"kill {kill}"

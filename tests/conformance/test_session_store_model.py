@@ -1,4 +1,4 @@
-"""SQLite against the memory store: whatever is done to both, they hold and answer the same."""
+"""Durable stores against the memory store: whatever is done to both, they hold and answer the same."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import hypothesis.strategies as st
 import trio
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from gateway.adapters.stores.memory import MemoryStore
+from gateway.adapters.stores.redis import open_redis_store
+from gateway.adapters.stores.redis_location import parse_redis_url
 from gateway.adapters.stores.sqlite import open_sqlite_store
 from gateway.core.storage import (
     NOBODY,
@@ -25,15 +34,16 @@ from gateway.core.storage import (
     SessionRecord,
     TurnState,
 )
+from gateway.ports import SessionStore
 from tests.conformance.session_store import (
     DEDUPE_WINDOW,
-    MaintainedStore,
     RecordingTelemetry,
     SettableClock,
     entry,
     events,
     message,
 )
+from tests.redis_server import RedisServer
 
 Answer = TypeVar("Answer")
 SESSIONS = ("a", "b", "c")
@@ -81,21 +91,18 @@ def drafts(draw: st.DrawFn) -> tuple[SessionCommit, int, int]:
 
 
 class OpenInThread:
-    """A SQLite store in a Trio run of its own thread, to be called from a synchronous test."""
+    """A store in a Trio run of its own thread, to be called from a synchronous test."""
 
-    def __init__(self, path: Path, clock: SettableClock, telemetry: RecordingTelemetry) -> None:
-        self._arguments = (path, clock, telemetry)
+    def __init__(self, open_store: Callable[[], AbstractAsyncContextManager[SessionStore]]) -> None:
+        self._open_store = open_store
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._main,))
         self._thread.start()
         self._ready.wait()
 
     async def _main(self) -> None:
-        path, clock, telemetry = self._arguments
         try:
-            async with open_sqlite_store(
-                path, full_sync=False, dedupe_window=DEDUPE_WINDOW, clock=clock, telemetry=telemetry
-            ) as self.store:
+            async with self._open_store() as self.store:
                 self._token = trio.lowlevel.current_trio_token()
                 self._over = trio.Event()
                 self._ready.set()
@@ -103,7 +110,7 @@ class OpenInThread:
         finally:
             self._ready.set()
 
-    def call(self, ask: Callable[[MaintainedStore], Awaitable[Answer]]) -> Answer:
+    def call(self, ask: Callable[[SessionStore], Awaitable[Answer]]) -> Answer:
         """Await ``ask(store)`` in its thread."""
 
         async def asked() -> Answer:
@@ -117,7 +124,7 @@ class OpenInThread:
         self._thread.join()
 
 
-async def outcome(store: MaintainedStore, commits: Sequence[SessionCommit]) -> dict[str, str]:
+async def outcome(store: SessionStore, commits: Sequence[SessionCommit]) -> dict[str, str]:
     """Commit, and say what was refused."""
     try:
         await store.commit(commits)
@@ -139,9 +146,17 @@ class SqliteFollowsMemory(RuleBasedStateMachine):
 
     def open(self) -> None:
         """Open the SQLite store at its place."""
-        self.subject = OpenInThread(self.directory / "sessions.db", self.clock, self.telemetry)
+        self.subject = OpenInThread(
+            lambda: open_sqlite_store(
+                self.directory / "sessions.db",
+                full_sync=False,
+                dedupe_window=DEDUPE_WINDOW,
+                clock=self.clock,
+                telemetry=self.telemetry,
+            )
+        )
 
-    def both(self, ask: Callable[[MaintainedStore], Awaitable[Answer]]) -> Answer:
+    def both(self, ask: Callable[[SessionStore], Awaitable[Answer]]) -> Answer:
         """Ask both stores and check that they agree."""
 
         async def asked() -> Answer:
@@ -214,7 +229,7 @@ class SqliteFollowsMemory(RuleBasedStateMachine):
         for subject in SUBJECTS:
             self.both(lambda store, subject=subject: store.sessions_of(subject))  # type: ignore[misc]
 
-        async def unfinished(store: MaintainedStore) -> list[str]:
+        async def unfinished(store: SessionStore) -> list[str]:
             return sorted(await store.unfinished())
 
         self.both(unfinished)
@@ -228,3 +243,33 @@ class SqliteFollowsMemory(RuleBasedStateMachine):
 
 TestSqliteFollowsMemory = SqliteFollowsMemory.TestCase
 TestSqliteFollowsMemory.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+class RedisFollowsMemory(SqliteFollowsMemory):
+    """The same on a real Redis."""
+
+    server: ClassVar[RedisServer]
+
+    def __init__(self) -> None:
+        self.server.empty()
+        super().__init__()
+
+    def open(self) -> None:
+        """Connect to Redis."""
+        self.subject = OpenInThread(
+            lambda: open_redis_store(
+                parse_redis_url(self.server.url),
+                full_sync=False,
+                dedupe_window=DEDUPE_WINDOW,
+                retention=DEDUPE_WINDOW,
+                telemetry=self.telemetry,
+            )
+        )
+
+
+def test_redis_follows_memory(redis_server: RedisServer) -> None:
+    """Whatever is done to both, they hold and answer the same."""
+    RedisFollowsMemory.server = redis_server
+    run_state_machine_as_test(
+        RedisFollowsMemory, settings=settings(max_examples=15, stateful_step_count=20, deadline=None)
+    )

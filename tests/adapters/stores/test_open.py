@@ -8,8 +8,11 @@ import pytest
 
 from gateway.adapters.stores.memory import MemoryStore
 from gateway.adapters.stores.open import StoreLocation, open_session_store, parse_store_url
+from gateway.adapters.stores.redis import RedisStore
+from gateway.adapters.stores.redis_location import RedisLocation
 from gateway.adapters.stores.sqlite import SqliteStore
 from tests.conformance.session_store import RecordingTelemetry, SettableClock
+from tests.redis_server import RedisServer
 
 
 @pytest.mark.parametrize(
@@ -20,6 +23,8 @@ from tests.conformance.session_store import RecordingTelemetry, SettableClock
         ("sqlite:///gateway.db", StoreLocation("sqlite", Path("gateway.db"))),
         ("sqlite:///var/gateway.db", StoreLocation("sqlite", Path("var/gateway.db"))),
         ("sqlite:////var/lib/gateway.db", StoreLocation("sqlite", Path("/var/lib/gateway.db"))),
+        ("redis://r:1/2", StoreLocation("redis", redis=RedisLocation("r", 1, 2))),
+        ("rediss://r", StoreLocation("rediss", redis=RedisLocation("r", tls=True))),
     ],
 )
 def test_supported_urls_are_understood(url: str, location: StoreLocation) -> None:
@@ -40,6 +45,7 @@ def test_supported_urls_are_understood(url: str, location: StoreLocation) -> Non
         ("sqlite:///:memory:", "memory://"),
         ("sqlite:///gateway.db?mode=ro", "no options"),
         ("memory://gateway", "takes nothing"),
+        ("redis://:hunter2@r/0?ssl=1", "is written redis://"),
     ],
 )
 def test_other_urls_are_refused_with_what_is_supported(url: str, says: str) -> None:
@@ -50,9 +56,13 @@ def test_other_urls_are_refused_with_what_is_supported(url: str, says: str) -> N
     assert "hunter2" not in str(caught.value)
 
 
-async def test_the_url_decides_the_store(tmp_path: Path) -> None:
-    """``memory://`` gives the memory store, ``sqlite:///`` the other, in a directory made for it."""
-    for url, kind in (("memory://", MemoryStore), (f"sqlite:///{tmp_path}/new/gateway.db", SqliteStore)):
+async def test_the_url_decides_the_store(tmp_path: Path, redis_server: RedisServer) -> None:
+    """One scheme for each store; the file's directory is made for it."""
+    for url, kind in (
+        ("memory://", MemoryStore),
+        (f"sqlite:///{tmp_path}/new/gateway.db", SqliteStore),
+        (redis_server.url, RedisStore),
+    ):
         async with open_session_store(
             url, full_sync=False, dedupe_window=1.0, clock=SettableClock(), telemetry=RecordingTelemetry()
         ) as store:
