@@ -53,7 +53,7 @@ ADAPTER_FAMILIES = (
         "websocket",
     },
     # The connection to the Agent Runtime.
-    {"silence_watch", "sse_agent", "streaming_transport", "tcp_stream"},
+    {"readiness", "silence_watch", "sse_agent", "streaming_transport", "tcp_stream"},
 )
 """Adapters of one outside thing that are made of parts. ``rest`` and ``stores`` are packages; all others
 stand alone."""
