@@ -85,7 +85,7 @@ def test_a_bomb_stops_at_the_limit() -> None:
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = compressor.compress(bytes(10_000_000)) + compressor.flush(zlib.Z_SYNC_FLUSH)
     inflater = Inflater(15, limit=100_000)
-    inflated = []
+    inflated: list[int] = []
 
     def inflate_all() -> None:
         inflated.extend(len(inflater.inflate(bomb[at : at + 50])) for at in range(0, len(bomb), 50))
