@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import trio
+from attrs import evolve
 
 from gateway.core.errors import (
     Draining,
@@ -70,7 +71,7 @@ class Hub:
         self._admissions = admissions
         self._authenticator = authenticator
         self._run_turn = run_turn
-        self._limits = limits
+        self._limits = limits if store.is_durable else _of_this_process(limits)
         self._telemetry = telemetry
         self._clock = clock
         self._new_id = new_id
@@ -340,11 +341,8 @@ class Hub:
                 telemetry=self._telemetry,
                 flow=self.flow,
                 clock=self._clock,
-                # A durable session leaves memory at the end of its grace and comes back from the store; one
-                # that only lives here is kept for as long as clients may resume it.
-                linger=self._limits.detach_grace
-                if self._store.is_durable
-                else max(self._limits.detach_grace, self._limits.replay_retention),
+                # A durable session leaves memory at the end of its grace and comes back from the store.
+                linger=self._limits.detach_grace if self._store.is_durable else _kept_in_memory(self._limits),
                 was_stored=was_stored,
                 start_branch=self._start_branch,
                 retired=self._forget,
@@ -372,6 +370,16 @@ class Hub:
     def _forget(self, runner: SessionRunner) -> None:
         if self._sessions.get(runner.session_id) is runner:
             del self._sessions[runner.session_id]
+
+
+def _kept_in_memory(limits: Limits) -> float:
+    """How long a detached session that only lives here is kept: as long as its clients may resume it."""
+    return max(limits.detach_grace, limits.replay_retention)
+
+
+def _of_this_process(limits: Limits) -> Limits:
+    """The bounds where nothing is stored: ids are forgotten with their session, and no more is promised."""
+    return evolve(limits, dedupe_window=min(limits.dedupe_window, _kept_in_memory(limits)))
 
 
 def _describe(admission: Admission) -> dict[str, object]:

@@ -38,7 +38,7 @@ async def test_the_first_frame_is_the_welcome(nursery: trio.Nursery, autojump_cl
         "turn": {"id": None, "state": "idle"},
         "pending": [],
         "limits": {"max_message_bytes": 1 << 20, "max_queued_messages": 64, "unacked_bytes": 512 << 10},
-        "dedupe_window_s": 86_400.0,
+        "dedupe_window_s": 600.0,
         "heartbeat_s": 20.0,
     }
 
