@@ -35,7 +35,9 @@ function freshCount() {
 // ---------------------------------------------------------------- the connection
 
 function open(sessionId) {
-  session?.close();
+  const previous = session;
+  session = null;
+  previous?.close();
   cards = new Map();
   runningTurns = new Set();
   lostAt = null;
@@ -76,11 +78,11 @@ function connectionChanged({ state, welcome, attempt, reason, code }) {
     }
     const advice = attempt > TRIES_BEFORE_ADVICE && !plug.isPulled ? " Does the gateway want a token? See Connection." : "";
     status(plug.isPulled ? "unplugged" : "reconnecting", (plug.isPulled ? "Unplugged" : "Reconnecting…") + advice);
-  } else if (state === "ended" && code !== 1000) {
+  } else if (state === "ended") {
     status("ended", `Ended: ${reason || code}`);
     transcript.note(`The session ended: ${reason || code}. Open another one under Connection.`, "bad");
-  } else if (state === "ended") {
-    status("ended", "Closed");
+    runningTurns.clear();
+    showRunning();
   }
 }
 
