@@ -197,6 +197,14 @@ def test_events_of_a_turn_that_is_over_are_dropped() -> None:
     assert not session.agent_event(first, token("late"))
     assert session.end_turn(first, Outcome.FAILED) == []
     assert session.log.last_seq == before
+    (start,) = [effect for effect in second_effects if isinstance(effect, Accepted)]
+    second = start.turn_id
+    assert second is not None
+    session.receive(Cancel(None, second), V1, 0)
+    ended_at = session.log.last_seq
+    assert session.turn_id == second
+    assert not session.agent_event(second, token("after its own end"))
+    assert session.log.last_seq == ended_at
 
 
 def test_a_failed_turn_says_its_error_before_its_end() -> None:
