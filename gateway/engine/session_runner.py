@@ -23,7 +23,7 @@ from attrs import frozen
 
 from gateway.core.client_messages import AgentBound, Cancel
 from gateway.core.effects import Accepted, Effect, Refused, StartTurn, StopTurn
-from gateway.core.errors import StoreDelayed, StoreUnavailable
+from gateway.core.errors import Draining, StoreDelayed, StoreUnavailable
 from gateway.core.flow import Flow
 from gateway.core.limits import Limits
 from gateway.core.session import Sender, Session
@@ -140,6 +140,7 @@ class SessionRunner:
         self._tell_retired = retired
         self.is_retired = False
         """Whether the session is over in this process; its hub must load it anew."""
+        self._is_suspended = False
 
     # ------------------------------------------------------------------ life
 
@@ -166,6 +167,19 @@ class SessionRunner:
             self.is_retired = True
             self._branch.cut()
             self._tell_retired(self)
+
+    @property
+    def can_move(self) -> bool:
+        """Whether another node could carry the session on without loss."""
+        return self.session.is_at_rest or self.session.record().resumable
+
+    def suspend(self) -> None:
+        """Another node is to carry on: cut the turn as a crash would, and take no messages any more.
+
+        What changed so far is stored and shown as always.
+        """
+        self._is_suspended = True
+        self._branch.cut()
 
     def end_sockets(self, code: int, reason: str) -> None:
         """Close every attached socket."""
@@ -229,6 +243,9 @@ class SessionRunner:
         """A client's message, validated and allowed."""
         if self.is_retired:
             return  # Its socket is about to be closed; the session that comes after this one is asked again.
+        if self._is_suspended:
+            origin.answer(Refused(Draining("This node is restarting. Reconnect."), message.message_id))
+            return
         if self._group_commit is not None and self._group_commit.failure is not None:
             refused = Refused(self._group_commit.failure, message.message_id)
             origin.answer(refused)
@@ -385,10 +402,12 @@ class SessionRunner:
 
         What nobody is attached to see has to wait for the store alone.
         """
-        fastest = self.visible_seq
-        if self._attachments:
-            fastest = max(attachment.confirmed_seq for attachment in self._attachments)
-        return self.session.log.bytes_after(fastest) < self._limits.unacked_bytes
+        log, bound = self.session.log, self._limits.unacked_bytes
+        if log.held_bytes < bound:
+            return True  # Asked once per token: most sessions never hold that much.
+        if not self._attachments:
+            return log.bytes_after(self.visible_seq) < bound
+        return any(log.bytes_after(attachment.confirmed_seq) < bound for attachment in self._attachments)
 
     async def wait_room(self) -> None:
         """Wait until ``has_room``."""
