@@ -38,9 +38,9 @@ class HttpLimits:
     """What a request may cost; times in seconds, sizes in bytes."""
 
     head_bytes: int = 16 * 2**10
-    head_timeout: float = 10.0
+    head_timeout: float = 8.0
     """From a head's first byte to its last."""
-    progress_timeout: float = 10.0
+    progress_timeout: float = 7.0
     """How long we wait for a client that sends its body, or reads its response, below ``MINIMUM_RATE``."""
 
 

@@ -30,10 +30,10 @@ from gateway.core.request_context import request_id, traceparent
 from gateway.ports import Authenticator, Clock, Journal, Overview, SessionStore, Telemetry
 from gateway.settings import Settings
 
-BODY_TIMEOUT = 8
+BODY_TIMEOUT = 7
 """Seconds that a request's body may take; a slow sender is to be gone within 10 (Quart's default is 60)."""
 
-RESPONSE_TIMEOUT = 8
+RESPONSE_TIMEOUT = 7
 """Seconds that an answer may take to be taken; more for a large one, see below (Quart's default is 60)."""
 
 SLOWEST_READER = 256 * 1024
