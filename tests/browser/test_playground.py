@@ -10,6 +10,7 @@ import pytest
 
 from tests.browser.chromium import DESKTOP, PHONE, Page
 from tests.end_to_end.processes import Process
+from tests.test_docs_site import snippet
 
 KEY = "change-me-internal-key"
 _numbers = itertools.count(1)
@@ -225,6 +226,29 @@ def test_shows_its_parts_one_by_one_on_a_phone(page: Page, demo: Process) -> Non
     page.find("#tab-wire").send_keys("\ue014")  # arrow right
     assert page.find("#folder").is_displayed()
     assert page.run("return document.activeElement.id") == "tab-folder"
+
+
+def test_the_snippet_of_the_documentation_runs(page: Page, demo: Process) -> None:
+    """docs/connect.md, *TypeScript and JavaScript*: streams, asks, runs the tool, and ends."""
+    open_playground(page, demo)
+    lines = snippet("js").replace("http://127.0.0.1:8000", demo.url).splitlines()
+    code = "\n".join(line for line in lines if not line.startswith("import "))
+    outcome = page.driver.execute_async_script(
+        f"""
+        const done = arguments[0];
+        const {{ openSession }} = await import("{demo.url}/web/client.js");
+        let shown = "", asked = 0, ran = 0;
+        const show = (token) => (shown += token);
+        const askUser = async () => (asked += 1, true);
+        const runTool = async () => (ran += 1, "done");
+        {code}
+        done([shown, asked, ran]);
+        """
+    )
+    shown, asked, ran = outcome
+
+    assert "Done: hello.py is there." in shown
+    assert (asked, ran) == (1, 1)
 
 
 NAMELESS = """
