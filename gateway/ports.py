@@ -17,6 +17,7 @@ from gateway.core.overview import JournalEntry, PulseSample, SessionList, Sessio
 from gateway.core.sse import ServerSentEvent
 from gateway.core.storage import SessionCommit, StoredSession
 from gateway.core.websocket_protocol import Dialect
+from gateway.node_ports import SessionLeases
 
 # --------------------------------------------------------------------------- sockets
 
@@ -233,6 +234,11 @@ class SessionStore(Protocol):
     def is_durable(self) -> bool:
         """False: nothing outlives the process; the engine keeps its sessions itself and commits nothing."""
         ...
+
+    @property
+    def leases(self) -> SessionLeases | None:
+        """Who may write which session, where several nodes share the store; None: it is one process's own."""
+        return None
 
     async def commit(self, commits: Sequence[SessionCommit]) -> None:
         """Apply commits. Raises ``StoreUnavailable`` when they could not be stored: then none was."""

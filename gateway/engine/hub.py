@@ -16,7 +16,6 @@ from gateway.core.errors import (
     NotAuthenticated,
     Overloaded,
     RateLimited,
-    StoreUnavailable,
 )
 from gateway.core.flow import Flow
 from gateway.core.identity import ANONYMOUS_SUBJECT, Identity
@@ -28,10 +27,13 @@ from gateway.engine.admission import Admissions
 from gateway.engine.bulkhead import bulkhead, report_crash
 from gateway.engine.client_reader import ClientReader
 from gateway.engine.connection import run_connection
+from gateway.engine.draining import drain
 from gateway.engine.group_commit import GroupCommit
+from gateway.engine.housekeeping import keep_house
 from gateway.engine.identity_watch import IdentityWatch
 from gateway.engine.message_rate import MessageRate
 from gateway.engine.multiplexed import MultiplexedReader
+from gateway.engine.session_ownership import OwnedElsewhere, SessionOwnership
 from gateway.engine.session_runner import SessionRunner, TurnStarter
 from gateway.engine.session_socket import SessionSocket
 from gateway.engine.shared_socket import SessionLane, SharedSocket
@@ -46,8 +48,6 @@ from gateway.ports import (
     Telemetry,
     UpgradeRequest,
 )
-
-HOUSEKEEPING_SECONDS = 5.0
 
 
 class Hub:
@@ -80,6 +80,9 @@ class Hub:
         self._group_commit = GroupCommit(store, telemetry) if store.is_durable else None
         self._sessions: dict[str, SessionRunner] = {}
         self._loading: dict[str, trio.Event] = {}
+        self._ownership = SessionOwnership(
+            store.leases, self._sessions, find=self._recover_soon, telemetry=telemetry
+        )
         self.sockets = SocketCensus(telemetry)
         self._nursery: trio.Nursery | None = None
         self.draining = False
@@ -109,60 +112,55 @@ class Hub:
             self._nursery = nursery
             if self._group_commit is not None:
                 nursery.start_soon(self._group_commit.run)
+                await nursery.start(self._ownership.run)
                 for session_id in await self._store.unfinished():
-                    try:
-                        await self._find(session_id)
-                    except GatewayError as error:
-                        # It is carried on when its client comes; the others must not wait for it.
-                        self._telemetry.error("session_not_recovered", session_id=session_id, cause=error)
-            nursery.start_soon(self._keep_house)
+                    await self._recover(session_id)
+            nursery.start_soon(
+                partial(
+                    keep_house,
+                    self._store,
+                    self._sessions,
+                    limits=self._limits,
+                    telemetry=self._telemetry,
+                    clock=self._clock,
+                )
+            )
             task_status.started()
             await trio.sleep_forever()
 
+    async def _recover(self, session_id: str) -> None:
+        """Carry on what a crash left unfinished in a session, unless another node does."""
+        try:
+            await self._find(session_id)
+        except OwnedElsewhere:
+            pass
+        except GatewayError as error:
+            # It is carried on when its client comes; the others must not wait for it.
+            self._telemetry.error("session_not_recovered", session_id=session_id, cause=error)
+
+    def _recover_soon(self, session_id: str) -> None:
+        assert self._nursery is not None, "Hub.run has not started"
+        if not self.draining:
+            self._nursery.start_soon(self._recover, session_id)
+
     async def drain(self) -> None:
         """Stop: tell v2 sockets when to come back, close all with 1012, store what is left.
+
+        Where other nodes share the store, sessions are handed over first, so that turns go on there.
 
         Returns within ``drain_timeout``; sockets that did not close by then are dropped by the caller's
         cancellation.
         """
         self.draining = True
-        self._telemetry.info("draining", sockets=len(self.sockets), sessions=len(self._sessions))
-        with trio.move_on_after(self._limits.drain_timeout) as deadline:
-            for index, socket in enumerate(self.sockets):
-                if socket.is_v2:
-                    delay = self._random.randrange(100, 2000)
-                    socket.send_control({"type": "draining", "reconnect_after_ms": delay})
-                socket.end(CloseCode.RESTARTING, "restarting; reconnect")
-                if index % 64 == 63:
-                    await trio.lowlevel.checkpoint()
-            await self.sockets.wait_empty()
-            if self._group_commit is not None:
-                await self._group_commit.wait_idle()
-        self._telemetry.info("drained", left=len(self.sockets), in_time=not deadline.cancelled_caught)
-
-    async def _keep_house(self) -> None:
-        while True:
-            await trio.sleep(HOUSEKEEPING_SECONDS)
-            with bulkhead(self._telemetry, "housekeeping"):
-                now = self._clock.now()
-                held = sum(runner.age(now) for runner in self._sessions.values())
-                self._telemetry.set_gauge("gateway_replay_held_bytes", held)
-                if held > self._limits.replay_total_bytes:
-                    self._relieve_memory(held - self._limits.replay_total_bytes)
-                try:
-                    # The ledger goes with its session, and its promise is the longer one.
-                    kept = max(self._limits.replay_retention, self._limits.dedupe_window)
-                    await self._store.expire(now - kept, keep=self._sessions.keys())
-                    await self._store.maintain()
-                except StoreUnavailable:
-                    self._telemetry.count("gateway_store_failures_total")
-
-    def _relieve_memory(self, excess: int) -> None:
-        """Trim what every attached socket has acknowledged, of the largest sessions first."""
-        for runner in sorted(self._sessions.values(), key=lambda runner: -runner.session.log.held_bytes):
-            if excess <= 0:
-                return
-            excess -= runner.trim_confirmed()
+        await drain(
+            self.sockets,
+            self._sessions,
+            self._ownership,
+            self._group_commit,
+            limits=self._limits,
+            telemetry=self._telemetry,
+            randomness=self._random,
+        )
 
     # ------------------------------------------------------------------ ConnectionGate
 
@@ -200,6 +198,8 @@ class Hub:
                 code, reason = await self._serve(connection, admission)
             except GatewayError as error:
                 code, reason = error.close_code, error.message
+            except OwnedElsewhere:
+                code, reason = CloseCode.TRY_AGAIN_LATER, "another node serves this session; reconnect"
             except ConnectionClosed as closed:
                 code, reason = closed.code, closed.reason
         except* Exception as group:
@@ -304,8 +304,8 @@ class Hub:
     async def _find(self, session_id: str) -> tuple[SessionRunner, bool]:
         """The live session, loading or beginning it; and whether it existed before.
 
-        Raises ``Overloaded``, ``StoreUnavailable``. Nothing awaits between the return and the caller's
-        ``join``, so that a session cannot retire in between.
+        Raises ``Overloaded``, ``StoreUnavailable``, ``OwnedElsewhere``. Nothing awaits between the return and
+        the caller's ``join``, so that a session cannot retire in between.
         """
         while True:
             runner = self._sessions.get(session_id)
@@ -323,6 +323,7 @@ class Hub:
         assert self._nursery is not None, "Hub.run has not started"
         self._loading[session_id] = loaded = trio.Event()
         try:
+            await self._ownership.acquire(session_id)
             stored = await self._store.load(session_id) if self._store.is_durable else None
             was_stored = stored is not None and stored.record is not None
             session = Session(
@@ -370,6 +371,7 @@ class Hub:
     def _forget(self, runner: SessionRunner) -> None:
         if self._sessions.get(runner.session_id) is runner:
             del self._sessions[runner.session_id]
+            self._ownership.retired(runner.session_id)
 
 
 def _kept_in_memory(limits: Limits) -> float:

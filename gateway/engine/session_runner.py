@@ -28,40 +28,11 @@ from gateway.core.flow import Flow
 from gateway.core.limits import Limits
 from gateway.core.session import Sender, Session
 from gateway.core.storage import SessionCommit, SessionRecord
+from gateway.engine.attachment import Attachment
 from gateway.engine.event_timing import EventTiming
 from gateway.engine.group_commit import GroupCommit
 from gateway.engine.task_branch import TaskBranch
 from gateway.ports import Clock, Telemetry
-
-
-class Attachment(Protocol):
-    """A socket as its session sees it. None of these may block."""
-
-    @property
-    def is_v2(self) -> bool:
-        """Whether its client sends ids, so that it may safely send again."""
-        ...
-
-    @property
-    def confirmed_seq(self) -> int:
-        """Up to where this socket is known to be served: acknowledged (v2), or in the kernel's hands (v1)."""
-        ...
-
-    def flush_nowait(self) -> None:
-        """Send what can be sent of the events up to the session's ``visible_seq``."""
-        ...
-
-    def answer(self, effect: Accepted | Refused) -> None:
-        """Tell the client what became of a message of its own."""
-        ...
-
-    def resynchronize(self, reason: str) -> None:
-        """What the client has may not be what it should have: send a v2 client a snapshot."""
-        ...
-
-    def end(self, code: int, reason: str) -> None:
-        """Close the socket soon: the session cannot go on with it."""
-        ...
 
 
 class TurnStarter(Protocol):

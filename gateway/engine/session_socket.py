@@ -38,7 +38,7 @@ MAX_WAITING_ANSWERS = 1024
 
 
 class SessionSocket:
-    """A socket's place in its session's log. Implements ``session_runner.Attachment``."""
+    """A socket's place in its session's log. Implements ``attachment.Attachment``."""
 
     __slots__ = (
         "_batch_after",
@@ -172,7 +172,7 @@ class SessionSocket:
         ]
         return shown[-unsent] - 1 if unsent <= len(shown) else self._batch_after
 
-    # ------------------------------------------------------------------ session_runner.Attachment
+    # ------------------------------------------------------------------ attachment.Attachment
 
     @property
     def confirmed_seq(self) -> int:

@@ -31,6 +31,7 @@ from gateway.ports import (
     Clock,
     ConnectionClosed,
     ResumePoint,
+    SessionStore,
     Telemetry,
     TurnRequest,
 )
@@ -316,8 +317,9 @@ class Bench:
         nursery: trio.Nursery,
         *,
         limits: Limits | None = None,
-        store: MemoryStore | None = None,
+        store: SessionStore | None = None,
         agent: FakeAgent | None = None,
+        name: str = "id",
         messages_per_minute: int = 0,
         telemetry: Telemetry | None = None,
     ) -> None:
@@ -325,7 +327,7 @@ class Bench:
         self.limits = limits or Limits()
         self.telemetry = RecordingTelemetry()
         self.agent = agent or FakeAgent()
-        self.store = store or MemoryStore(dedupe_window=86_400)
+        self.store: SessionStore = store or MemoryStore(dedupe_window=86_400)
         self.clock = TrioClock()
         authenticator = FakeAuthenticator()
         ids = count(1)
@@ -349,7 +351,7 @@ class Bench:
             limits=self.limits,
             telemetry=telemetry or self.telemetry,
             clock=self.clock,
-            new_id=lambda: f"id{next(ids)}",
+            new_id=lambda: f"{name}{next(ids)}",
             message_rate=RateLimiter(messages_per_minute),
             randomness=random.Random(1),
         )

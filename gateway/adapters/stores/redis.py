@@ -34,9 +34,11 @@ from gateway.adapters.stores.redis_connection import (
 )
 from gateway.adapters.stores.redis_indexes import STEP_SESSIONS, SessionIndexes
 from gateway.adapters.stores.redis_keys import CHECKED, keys_of, load_library, subject_key
+from gateway.adapters.stores.redis_leases import LEASE_SECONDS, RedisLeases
 from gateway.adapters.stores.redis_location import RedisLocation
 from gateway.core.packing import PackedCommit, UnreadablePack, pack_commit, pack_record
 from gateway.core.storage import NOBODY, CommitRefused, SessionCommit, SessionRecord, StoredSession
+from gateway.node_ports import SessionLeases
 from gateway.ports import SessionStore, Telemetry
 
 _LEAST_TIME_TO_LIVE = 60.0
@@ -74,6 +76,7 @@ class RedisStore(SessionStore):
         *,
         dedupe_window: float,
         retention: float,
+        lease_seconds: float,
         new_token: Callable[[], str],
         telemetry: Telemetry,
     ) -> None:
@@ -89,6 +92,9 @@ class RedisStore(SessionStore):
         """Those of ``_known`` that were not live when it was last looked."""
         self._uncertain: dict[str, _Uncertain] = {}
         self._indexes = SessionIndexes(connection)
+        self._leases = RedisLeases(
+            connection, self._indexes, node=new_token(), telemetry=telemetry, lease_seconds=lease_seconds
+        )
         self._refresh_at = 0.0
 
     # ------------------------------------------------------------------ commit
@@ -97,6 +103,11 @@ class RedisStore(SessionStore):
     def is_durable(self) -> bool:
         """True."""
         return True
+
+    @property
+    def leases(self) -> SessionLeases:
+        """Who may write which session; commits of a session that was acquired carry its fencing number."""
+        return self._leases
 
     async def commit(self, commits: Sequence[SessionCommit]) -> None:
         """Apply commits in one pipeline. Raises ``StoreUnavailable`` and ``CommitRefused``."""
@@ -149,7 +160,14 @@ class RedisStore(SessionStore):
                 connection.function_call(
                     "commit",
                     keys if step.packed.more is not None else keys[:3],
-                    commit_arguments(step.packed, step.expected, step.attempt, step.number, context),
+                    commit_arguments(
+                        step.packed,
+                        self._leases.fence(step.session_id),
+                        step.expected,
+                        step.attempt,
+                        step.number,
+                        context,
+                    ),
                 )
             )
         behind = len(commands)
@@ -266,7 +284,7 @@ class RedisStore(SessionStore):
         In small steps. Raises ``StoreUnavailable``; what was dropped until then stays dropped.
         """
         await self._refresh(keep)
-        dropped, gone = await self._indexes.expire(before, keep)
+        dropped, gone = await self._indexes.expire(before, keep, self._leases.others)
         for session_id in gone:
             self._forget(session_id)
         idle = frozenset(self._known.keys() - keep)
@@ -307,13 +325,15 @@ async def open_redis_store(
     dedupe_window: float,
     retention: float,
     telemetry: Telemetry,
+    lease_seconds: float = LEASE_SECONDS,
     new_token: Callable[[], str] = lambda: secrets.token_hex(8),
 ) -> AsyncIterator[RedisStore]:
     """A store in the Redis at ``location``, connected inside the block.
 
     ``full_sync``: whether a commit waits for the disk (``STORE_SYNC=full``). ``dedupe_window`` and
     ``retention``: seconds that ledger and events are promised for; without a gateway Redis drops a session
-    that is at rest after twice the longer of them. ``new_token`` makes epochs, generations and attempts.
+    that is at rest after twice the longer of them. ``lease_seconds``: how long a silent node keeps its
+    sessions. ``new_token`` makes epochs, generations and attempts.
 
     Raises ``StoreUnavailable`` when Redis cannot be reached within seconds, is too old, or cannot give what
     ``full_sync`` asks for.
@@ -330,6 +350,7 @@ async def open_redis_store(
             connection,
             dedupe_window=dedupe_window,
             retention=retention,
+            lease_seconds=lease_seconds,
             new_token=new_token,
             telemetry=telemetry,
         )

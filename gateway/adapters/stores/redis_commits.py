@@ -18,6 +18,7 @@ REASONS = {
     -2: "its events do not follow the last one stored",
     -3: "the store holds another past of it than this gateway does",
     -4: "a commit before it was refused",
+    -5: "another node serves it now",
 }
 """Why a function refused a commit."""
 NO_ATTEMPT = "-"
@@ -34,10 +35,11 @@ class CommitContext(NamedTuple):
 
 
 def commit_arguments(
-    step: PackedCommit, expected: str, attempt: str, number: int, context: CommitContext
+    step: PackedCommit, fence: str, expected: str, attempt: str, number: int, context: CommitContext
 ) -> list[bytes | str | int]:
     """The arguments of ``commit``; see ``redis_functions.lua``."""
     arguments: list[bytes | str | int] = [
+        fence,
         expected,
         attempt,
         number,

@@ -1,7 +1,7 @@
 -- What the Redis store does atomically: one call is one step of one session.
 --
 -- Keys of a session (all in one hash slot):
---   owner      hash: owner, and what the lease needs; never expires
+--   owner      hash: owner (a subject), node and fence (who may write it); never expires
 --   head       hash: life, last_seq, trimmed_to, last_event_id, attempt, step, record, running, touched_at,
 --              generation, position (a counter), expires ('1' while the keys have a time to live)
 --   events     stream: one entry per commit, id <life>-<seq of its last event>, field e = the packed events
@@ -16,7 +16,7 @@
 -- Numbers that may be large stay text wherever that is possible: Lua would write 1.7e+12.
 
 local STORED, UNFINISHED, FINISHED, REPEATED = 0, 1, 2, 3
-local UNKNOWN, GAP, LOST, AFTER = -1, -2, -3, -4
+local UNKNOWN, GAP, LOST, AFTER, FENCED = -1, -2, -3, -4, -5
 
 local function text(number)
   return string.format('%.0f', number)
@@ -55,30 +55,32 @@ local function take_position(head)
 end
 
 -- Keys: owner, head, events, and the other four when more than events changes.
--- Arguments: expected attempt ('' when it is not known), attempt, step, first seq (0: no events), last seq,
+-- Arguments: fencing number ('': without a lease), expected attempt ('': not known), attempt, step, first seq (0: no events), last seq,
 -- trimmed to (0: nothing), 1 when there is a last event id, that id, the packed events; and if more changes:
 -- 1 for a reset, 1 when there is a record, that record, 1 when it runs, touched at, generation, time to live
 -- in ms, the oldest time the ledger keeps, then four lists, each after its number of items: queued (turn id,
 -- message), dequeued (turn id), ledger (message id, turn id, accepted at), decisions (call id, decision, decided at).
 local function commit(keys, args)
   local head_key, events_key = keys[2], keys[3]
-  if redis.call('EXISTS', keys[1]) == 0 then return UNKNOWN end
+  local owner = redis.call('HMGET', keys[1], 'owner', 'fence')
+  if not owner[1] then return UNKNOWN end
+  if args[1] ~= '' and args[1] ~= owner[2] then return FENCED end
   local head = redis.call(
     'HMGET', head_key, 'life', 'last_seq', 'trimmed_to', 'attempt', 'step', 'expires')
-  local life, last_seq, attempt, step = head[1], head[2] or '0', head[4] or '-', tonumber(args[3])
-  if attempt == args[2] then
+  local life, last_seq, attempt, step = head[1], head[2] or '0', head[4] or '-', tonumber(args[4])
+  if attempt == args[3] then
     local done = tonumber(head[5])
     if step <= done then return REPEATED end
     if step ~= done + 1 then return AFTER end
   elseif step ~= 0 then
     return AFTER
-  elseif args[1] ~= '' and args[1] ~= attempt then
+  elseif args[2] ~= '' and args[2] ~= attempt then
     return LOST
   end
-  local changes_more = args[10] ~= nil
-  local is_reset = args[10] == '1'
+  local changes_more = args[11] ~= nil
+  local is_reset = args[11] == '1'
   if is_reset then last_seq = '0' end
-  if args[4] ~= '0' and tonumber(args[4]) ~= tonumber(last_seq) + 1 then return GAP end
+  if args[5] ~= '0' and tonumber(args[5]) ~= tonumber(last_seq) + 1 then return GAP end
   local trimmed_to = tonumber(head[3] or '0')
   if is_reset then
     drop(keys)
@@ -89,16 +91,16 @@ local function commit(keys, args)
     life = new_life()
     redis.call('HSET', head_key, 'life', life, 'trimmed_to', '0')
   end
-  if args[4] ~= '0' then
-    last_seq = args[5]
-    redis.call('XADD', events_key, life .. '-' .. last_seq, 'e', args[9])
+  if args[5] ~= '0' then
+    last_seq = args[6]
+    redis.call('XADD', events_key, life .. '-' .. last_seq, 'e', args[10])
     if head[6] and not changes_more then
       redis.call('PEXPIRE', events_key, redis.call('PTTL', head_key))
     end
   end
-  redis.call('HSET', head_key, 'last_seq', last_seq, 'attempt', args[2], 'step', args[3])
-  if args[7] == '1' then redis.call('HSET', head_key, 'last_event_id', args[8]) end
-  local trim = math.min(tonumber(args[6]), tonumber(last_seq))
+  redis.call('HSET', head_key, 'last_seq', last_seq, 'attempt', args[3], 'step', args[4])
+  if args[8] == '1' then redis.call('HSET', head_key, 'last_event_id', args[9]) end
+  local trim = math.min(tonumber(args[7]), tonumber(last_seq))
   if trim > trimmed_to then
     redis.call('HSET', head_key, 'trimmed_to', text(trim))
     if trim == tonumber(last_seq) then
@@ -109,11 +111,11 @@ local function commit(keys, args)
   end
   if not changes_more then return STORED end
 
-  if args[11] == '1' then
+  if args[12] == '1' then
     redis.call('HSET', head_key,
-      'record', args[12], 'running', args[13], 'touched_at', args[14], 'generation', args[15])
+      'record', args[13], 'running', args[14], 'touched_at', args[15], 'generation', args[16])
   end
-  local next_argument = 18
+  local next_argument = 19
   local function items(fields, apply)
     local count = tonumber(args[next_argument])
     next_argument = next_argument + 1
@@ -137,7 +139,7 @@ local function commit(keys, args)
     redis.call('ZADD', keys[6], accepted_at, message_id)
   end)
   if remembered > 0 then
-    for _, message_id in ipairs(redis.call('ZRANGEBYSCORE', keys[6], '-inf', '(' .. args[17])) do
+    for _, message_id in ipairs(redis.call('ZRANGEBYSCORE', keys[6], '-inf', '(' .. args[18])) do
       redis.call('HDEL', keys[5], message_id)
       redis.call('ZREM', keys[6], message_id)
     end
@@ -145,7 +147,7 @@ local function commit(keys, args)
   items(3, function(call_id, decision, decided_at)
     redis.call('HSETNX', keys[7], call_id, take_position(head_key) .. ':' .. decided_at .. ':' .. decision)
   end)
-  return set_expiry(keys, args[16])
+  return set_expiry(keys, args[17])
 end
 
 -- Keys: owner. Arguments: the subject. Returns the owner.
@@ -158,9 +160,36 @@ local function claim(keys, args)
   return owner
 end
 
--- Keys: all of a session. Arguments: the time before which it must have been touched. Returns 'dropped', or
--- when it was touched last, or '' when there is nothing to drop.
+-- Keys: owner. Arguments: the node that asks, the fencing number that it found ('': none). Makes it the node of
+-- the session unless somebody else was quicker. Returns node and fencing number.
+local function acquire(keys, args)
+  local found = redis.call('HMGET', keys[1], 'node', 'fence')
+  local node, fence = found[1], found[2] or ''
+  if node ~= args[1] and fence == args[2] then
+    -- A time, so that numbers rise over a loss of all data too.
+    local time = redis.call('TIME')
+    local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+    node, fence = args[1], text(math.max(now, (tonumber(fence) or 0) + 1))
+    redis.call('HSET', keys[1], 'node', node, 'fence', fence)
+  end
+  return {node or '', fence}
+end
+
+-- Keys: owner. Arguments: the node that lets go of the session. The fencing number stays, and rises.
+local function release(keys, args)
+  if redis.call('HGET', keys[1], 'node') ~= args[1] then return LOST end
+  redis.call('HDEL', keys[1], 'node')
+  return STORED
+end
+
+-- Keys: all of a session. Arguments: the time before which it must have been touched, the other nodes that
+-- live. Returns 'dropped', 'held' when one of them has it, or when it was touched last, or '' when there is
+-- nothing to drop.
 local function expire(keys, args)
+  local node = redis.call('HGET', keys[1], 'node')
+  for index = 2, #args do
+    if args[index] == node then return 'held' end
+  end
   local touched_at = redis.call('HGET', keys[2], 'touched_at')
   if not touched_at then return '' end
   if tonumber(touched_at) >= tonumber(args[1]) then return touched_at end
@@ -200,6 +229,17 @@ local function unfinished(keys)
   return FINISHED
 end
 
+-- Keys: the nodes. Arguments: a node, the lease in ms. It lives. Returns 1 when it was known to, and then all
+-- nodes that live.
+local function beat(keys, args)
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  redis.call('ZREMRANGEBYSCORE', keys[1], '-inf', '(' .. text(now - tonumber(args[2])))
+  local lived = redis.call('ZSCORE', keys[1], args[1]) and 1 or 0
+  redis.call('ZADD', keys[1], text(now), args[1])
+  return {lived, unpack(redis.call('ZRANGE', keys[1], 0, -1))}
+end
+
 -- Keys: an index. Arguments: members, each with the score it had when it was found to be needless.
 local function unmark(keys, args)
   local removed = 0
@@ -224,6 +264,9 @@ end
 
 redis.register_function('PREFIX_commit', commit)
 redis.register_function('PREFIX_claim', claim)
+redis.register_function('PREFIX_acquire', acquire)
+redis.register_function('PREFIX_release', release)
+redis.register_function('PREFIX_beat', beat)
 redis.register_function('PREFIX_expire', expire)
 redis.register_function('PREFIX_forget', forget)
 redis.register_function('PREFIX_refresh', refresh)

@@ -78,8 +78,12 @@ class SessionIndexes:
         self._finished |= marks
         return unfinished
 
-    async def expire(self, before: float, keep: Collection[str]) -> tuple[int, list[str]]:
+    async def expire(
+        self, before: float, keep: Collection[str], others: Collection[str]
+    ) -> tuple[int, list[str]]:
         """Drop sessions last touched before ``before``, except those in ``keep``, in small steps.
+
+        Nor those that one of the nodes ``others`` has.
 
         Returns how many were dropped, and the ids of those and of others that were found gone.
         """
@@ -99,9 +103,11 @@ class SessionIndexes:
                 continue
             needless: list[Argument] = []
             younger: list[Argument] = []
-            answers = await self._connection.each("expire", old, repr(before))
+            answers = await self._connection.each("expire", old, repr(before), *others)
             for session_id, answer in zip(old, answers, strict=True):
-                if answer in (b"dropped", b""):
+                if answer == b"held":
+                    passed += 1
+                elif answer in (b"dropped", b""):
                     dropped += answer == b"dropped"
                     gone.append(session_id)
                     if (mark := self._marked.pop(session_id, None)) is not None:

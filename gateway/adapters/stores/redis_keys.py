@@ -19,6 +19,8 @@ UNFINISHED = b"gateway:unfinished"
 """Sorted set of sessions that may have a running turn or waiting messages; the score tells marks apart."""
 TOUCHED = b"gateway:touched"
 """Sorted set of sessions by when they were last touched, as of some commit."""
+NODES = b"gateway:nodes"
+"""Sorted set of nodes by when they last said that they live, in Redis' milliseconds."""
 CHECKED = b"gateway:checked"
 """Written to prove that it can be."""
 

@@ -1,0 +1,153 @@
+"""Which sessions this node runs, where several nodes share the store.
+
+    session ownership nursery
+    ├── leases        says that this node lives; hears what it lost and what nobody has
+    └── releaser      lets go of sessions that nobody needs in memory here
+
+Without leases (one process, its own store) every session is this node's, and nothing here runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import trio
+
+from gateway.core.errors import StoreUnavailable
+from gateway.engine.session_runner import SessionRunner
+from gateway.node_ports import SessionLeases
+from gateway.ports import Telemetry
+
+RELEASE_SECONDS = 0.1
+"""Between looks for turns that end, and between releases: many sessions go in one call."""
+
+
+class OwnedElsewhere(Exception):
+    """Another node that lives runs this session."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(node)
+        self.node = node
+
+
+class SessionOwnership:
+    """Takes and gives back sessions for a hub."""
+
+    def __init__(
+        self,
+        leases: SessionLeases | None,
+        runners: Mapping[str, SessionRunner],
+        *,
+        find: Callable[[str], None],
+        telemetry: Telemetry,
+    ) -> None:
+        self._leases = leases
+        self._runners = runners
+        self._find = find
+        """Loads a session soon, so that its work is carried on."""
+        self._telemetry = telemetry
+        self._idle: dict[str, None] = {}
+        self._releasing: frozenset[str] = frozenset()
+        self._released = trio.Event()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other nodes may run sessions of this store."""
+        return self._leases is not None
+
+    async def acquire(self, session_id: str) -> None:
+        """Make a session this node's. Raises ``OwnedElsewhere``, ``StoreUnavailable``."""
+        if self._leases is None:
+            return
+        while session_id in self._releasing:
+            await self._released.wait()
+        self._idle.pop(session_id, None)
+        node = await self._leases.acquire(session_id)
+        if node is not None:
+            raise OwnedElsewhere(node)
+
+    def retired(self, session_id: str) -> None:
+        """The session left memory: others may have it soon."""
+        if self._leases is not None:
+            self._idle[session_id] = None
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep what this node has until cancelled. Started when others know that it lives.
+
+        Raises ``StoreUnavailable`` before that.
+        """
+        if self._leases is None:
+            task_status.started()
+            return
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._leases.run, self._lost, self._adopt)
+            task_status.started()
+            while True:
+                await trio.sleep(RELEASE_SECONDS)
+                await self._release_idle(self._leases)
+
+    async def _release_idle(self, leases: SessionLeases) -> None:
+        self._releasing = frozenset(each for each in self._idle if each not in self._runners)
+        self._idle.clear()
+        if self._releasing:
+            try:
+                await leases.release(self._releasing)
+            except StoreUnavailable:
+                # It stays this node's until it is asked for again, or until this node ends.
+                self._telemetry.count("gateway_store_failures_total")
+            finally:
+                self._releasing = frozenset()
+                self._released.set()
+                self._released = trio.Event()
+
+    def _lost(self, session_id: str) -> None:
+        runner = self._runners.get(session_id)
+        if runner is not None:
+            runner.refused("another node serves it now")
+
+    def _adopt(self, session_ids: Sequence[str]) -> None:
+        for session_id in session_ids:
+            if session_id not in self._runners:
+                self._telemetry.info("session_taken_over", session_id=session_id)
+                self._find(session_id)
+
+    # ------------------------------------------------------------------ handing over
+
+    async def hand_over(
+        self,
+        stored: Callable[[SessionRunner], Awaitable[None]],
+        close: Callable[[SessionRunner], None],
+        *,
+        by: float,
+    ) -> None:
+        """Give every session to whoever asks next; for a node that stops.
+
+        A session goes when its turn can be carried on elsewhere, or is over; at ``by`` (Trio's clock) at the
+        latest. Its turn is cut as by a crash, ``stored`` waits for what it changed, and once it is free its
+        sockets are closed by ``close``: so whoever comes back finds it free.
+        """
+        leases = self._leases
+        if leases is None:
+            return
+        while waiting := list(self._runners.values()):
+            is_late = trio.current_time() >= by
+            ready = [runner for runner in waiting if is_late or runner.can_move]
+            for runner in ready:
+                runner.suspend()
+            for runner in ready:
+                await stored(runner)
+            try:
+                await leases.release([runner.session_id for runner in ready])
+            except StoreUnavailable as error:
+                self._telemetry.warning("sessions_not_released", sessions=len(ready), reason=error.message)
+            for runner in ready:
+                close(runner)
+                runner.retire()
+            if not ready:
+                await trio.sleep(RELEASE_SECONDS)
+        try:
+            await leases.leave()
+        except StoreUnavailable as error:
+            self._telemetry.warning("node_not_left", reason=error.message)

@@ -1,0 +1,51 @@
+"""The Protocols between the engine and what connects several nodes on one store; see ``ports``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+import trio
+
+
+class SessionLeases(Protocol):
+    """Which of several nodes on one store may run a session and write it.
+
+    One node at a time has a session. Whatever a node believes, the store refuses commits of one that has it
+    no more (``CommitRefused``), so a node that was paused while others took over can do no harm.
+    """
+
+    @property
+    def node(self) -> str:
+        """This node's name; no other process ever had it."""
+        ...
+
+    async def acquire(self, session_id: str) -> str | None:
+        """Make this node the session's, unless another one that lives has it: then that one's name.
+
+        None: this node has it. Raises ``StoreUnavailable``.
+        """
+        ...
+
+    async def release(self, session_ids: Collection[str]) -> None:
+        """Let go of sessions, which others may then have at once. Raises ``StoreUnavailable``."""
+        ...
+
+    async def leave(self) -> None:
+        """This node ends: what it has is free at once. Raises ``StoreUnavailable``."""
+        ...
+
+    async def run(
+        self,
+        lost: Callable[[str], None],
+        ownerless: Callable[[Sequence[str]], None],
+        *,
+        task_status: trio.TaskStatus[None] = ...,
+    ) -> None:
+        """Keep this node known to the others until cancelled; started once it is.
+
+        Calls ``lost`` with each session that another node took over meanwhile, and ``ownerless`` every few
+        seconds with the sessions that have work to do and no living node. Neither may block. Raises
+        ``StoreUnavailable`` before it has started, never after.
+        """
+        ...

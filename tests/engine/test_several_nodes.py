@@ -1,0 +1,216 @@
+"""Several hubs on one real Redis, as nodes of one gateway: who runs what, and what becomes of a turn."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from attrs import frozen
+
+from gateway.adapters.stores.redis import RedisStore, open_redis_store
+from gateway.adapters.stores.redis_location import parse_redis_url
+from gateway.core.websocket_protocol import Dialect
+from gateway.ports import ResumePoint
+from tests.conformance.session_store import RecordingTelemetry
+from tests.engine.fakes import Bench, FakeAgent, FakeConnection, user_message
+from tests.redis_server import RedisServer
+
+V2 = Dialect.V2_JSON
+LEASE = 0.4
+
+
+@frozen
+class Node:
+    """One hub with its store; ``crash`` cuts it as ``kill -9`` does, without a word to anybody."""
+
+    bench: Bench
+    store: RedisStore
+    life: trio.CancelScope
+
+    def crash(self) -> None:
+        """End it."""
+        self.life.cancel()
+
+
+@asynccontextmanager
+async def nodes(server: RedisServer, agent: FakeAgent, *names: str) -> AsyncIterator[list[Node]]:
+    """Hubs on that Redis that ask the same runtime."""
+    async with trio.open_nursery() as nursery:
+        found = [await nursery.start(_live, server, agent, name) for name in names]
+        with trio.fail_after(15):
+            yield found
+        nursery.cancel_scope.cancel()
+
+
+async def _live(
+    server: RedisServer, agent: FakeAgent, name: str, *, task_status: trio.TaskStatus[Node]
+) -> None:
+    with trio.CancelScope() as life:
+        async with (
+            open_redis_store(
+                parse_redis_url(server.url),
+                full_sync=False,
+                dedupe_window=1000.0,
+                retention=1000.0,
+                telemetry=RecordingTelemetry(),
+                lease_seconds=LEASE,
+            ) as store,
+            trio.open_nursery() as nursery,
+        ):
+            bench = await Bench(nursery, store=store, agent=agent, name=name).start()
+            task_status.started(Node(bench, store, life))
+            await trio.sleep_forever()
+
+
+async def claimed(node: Node, session_id: str = "s") -> None:
+    """Admission does this before a socket is served."""
+    await node.store.claim(session_id, "", 1.0)
+
+
+def seqs(*sockets: FakeConnection) -> list[int]:
+    """The seqs of everything received, over one socket after the other."""
+    found: list[int] = []
+    for socket in sockets:
+        for item in socket.objects():
+            if "seq" in item and item["type"] != "snapshot":
+                found += range(int(item.get("first_seq", item["seq"])), int(item["seq"]) + 1)
+    return found
+
+
+def resume_of(socket: FakeConnection) -> ResumePoint:
+    """Where that socket's client has to go on."""
+    return ResumePoint(str(socket.objects()[0]["epoch"]), seqs(socket)[-1])
+
+
+async def test_a_dead_nodes_turn_is_carried_on_by_another(redis_server: RedisServer) -> None:
+    """Noticed within the lease; the stream is resumed after its last stored event, no client misses any."""
+    agent = FakeAgent()
+    agent.resumable = True
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        socket = one.bench.connect(dialect=V2)
+        socket.say(user_message(id="m"))
+        stream = await agent.stream(0)
+        stream.token("Hel", event_id="1")
+        stream.token("lo", event_id="2")
+        await socket.wait_for("assistant_message", 2)
+        one.crash()
+
+        continued = await agent.stream(1)
+        assert continued.request.last_event_id == "2"
+        assert continued.request.turn_id == stream.request.turn_id
+        continued.token(" you", event_id="3")
+        continued.done()
+        again = two.bench.connect(dialect=V2, resume=resume_of(socket))
+        ended = await again.wait_for("turn_ended")
+
+        assert ended["outcome"] == "completed"
+        assert again.objects()[0]["resumed"] is True
+        assert socket.text() + again.text() == "Hello you"
+        got = seqs(socket, again)
+        assert got == list(range(1, len(got) + 1))
+
+
+async def test_a_dead_nodes_turn_that_cannot_be_resumed_is_told(redis_server: RedisServer) -> None:
+    """``outcome_unknown``, and the runtime is not asked twice; a message that waited is carried out."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        socket = one.bench.connect(dialect=V2)
+        socket.say(user_message("first", id="m1"))
+        stream = await agent.stream(0)
+        stream.token("x")
+        await socket.wait_for("assistant_message")
+        socket.say(user_message("second", id="m2"))
+        await socket.wait_for("ack", 2)
+        one.crash()
+
+        second = await agent.stream(1)
+        assert b"second" in second.request.message
+        again = two.bench.connect(dialect=V2, resume=resume_of(socket))
+        assert (await again.wait_for("turn_ended"))["outcome"] == "outcome_unknown"
+        assert len(agent.streams) == 2
+
+
+async def test_a_drained_node_hands_live_turns_over(redis_server: RedisServer) -> None:
+    """The other goes on, nothing is lost or repeated, and idle sessions move too."""
+    agent = FakeAgent()
+    agent.resumable = True
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        for session_id in ("s", "idle"):
+            await claimed(one, session_id)
+        socket, idle = one.bench.connect(dialect=V2), one.bench.connect("idle", dialect=V2)
+        await idle.wait_for("welcome")
+        socket.say(user_message(id="m"))
+        stream = await agent.stream(0)
+        stream.token("a", event_id="1")
+        await socket.wait_for("assistant_message")
+        await one.bench.hub.drain()
+
+        assert socket.closed is not None
+        assert socket.closed[0] == 1012
+        assert "draining" in socket.types()
+        again = two.bench.connect(dialect=V2, resume=resume_of(socket))
+        continued = await agent.stream(1)
+        assert continued.request.last_event_id == "1"
+        continued.token("b", event_id="2")
+        continued.done()
+        assert (await again.wait_for("turn_ended"))["outcome"] == "completed"
+        got = seqs(socket, again)
+        assert got == list(range(1, len(got) + 1))
+        assert await two.store.leases.acquire("idle") is None
+
+
+async def test_a_draining_node_lets_a_turn_end_that_cannot_move(redis_server: RedisServer) -> None:
+    """No turn fails for a restart while there is time."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, _):
+        await claimed(one)
+        socket = one.bench.connect(dialect=V2)
+        socket.say(user_message(id="m"))
+        stream = await agent.stream(0)
+        stream.token("a")
+        await socket.wait_for("assistant_message")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.bench.hub.drain)
+            await socket.wait_for("draining")
+            await trio.sleep(0.3)
+            assert socket.closed is None
+            stream.token("b")
+            stream.done()
+
+        assert (await socket.wait_for("turn_ended"))["outcome"] == "completed"
+        assert socket.closed is not None
+        assert socket.closed[0] == 1012
+
+
+async def test_a_node_that_lost_a_session_lets_its_sockets_go(redis_server: RedisServer) -> None:
+    """It was paused; another took over. Its sockets are closed with 1012 and nothing it has is stored."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        socket = one.bench.connect(dialect=V2)
+        await socket.wait_for("welcome")
+        redis_server.ask(f"ZREM gateway:nodes {one.store.leases.node}")
+        assert await two.store.leases.acquire("s") is None
+        socket.say(user_message(id="m"))
+        while socket.closed is None:
+            await socket.arrived.park()
+
+        assert socket.closed[0] == 1012
+        assert "ack" not in socket.types()
+        assert agent.streams == []
+
+
+async def test_a_session_that_left_memory_is_free(redis_server: RedisServer) -> None:
+    """Another node gets it without waiting for anybody's end."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        socket = one.bench.connect(dialect=V2)
+        await socket.wait_for("welcome")
+        one.bench.hub.runners["s"].retire()
+        await trio.sleep(0.3)
+
+        assert await two.store.leases.acquire("s") is None
