@@ -46,7 +46,7 @@ class Assignment(msgspec.Struct, kw_only=True, frozen=True):
     hold: float = 0.0
     """Idle: how long CPU time is measured."""
     steady: bool = False
-    """Stream: measure CPU from when every answer has begun until the first one ends, without what turns cost."""
+    """Stream: measure CPU from when all answers have begun until the first ends: without what turns cost."""
 
 
 class Measurement(msgspec.Struct, kw_only=True, frozen=True):

@@ -60,7 +60,7 @@ class Runner:
                 launch = outcome.subject.launch
                 if launch not in processes:
                     processes[launch] = stack.enter_context(launch.start())
-                    self._load(WARM_UP, outcome.subject, processes[launch])
+                    self.load(WARM_UP, outcome.subject, processes[launch])
             for step in dict.fromkeys(outcome.step for outcome in lasting):
                 for number in range(rounds):
                     for outcome in lasting:
@@ -72,9 +72,10 @@ class Runner:
 
     def _measure(self, outcome: Outcome, running: Running, number: int, rounds: int) -> Measurement:
         self.say(f"{outcome.step.title} · {outcome.subject.name} · {number + 1}/{rounds}")
-        return self._load(outcome.step, outcome.subject, running)
+        return self.load(outcome.step, outcome.subject, running)
 
-    def _load(self, step: Step, subject: Subject, running: Running) -> Measurement:
+    def load(self, step: Step, subject: Subject, running: Running) -> Measurement:
+        """One load, measured. Raises ``BenchError``."""
         assignment = Assignment(
             kind=step.kind,
             host=running.host,

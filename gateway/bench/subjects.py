@@ -137,13 +137,18 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return kept | {"PYTHONPATH": path} | dict(extra)
 
 
+def gateway_command(store: str, agent_url: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """How to start a gateway in ``folder``: its command and its environment."""
+    url = "memory://" if store == "memory://" else f"sqlite:///{folder}/gateway.sqlite3"
+    settings = {**_SETTINGS, "STORE_URL": url, "AGENT_URL": agent_url}
+    environment = child_environment({f"GATEWAY__{name}": value for name, value in settings.items()})
+    return [sys.executable, "-m", "gateway", "serve", "--bind", "127.0.0.1:0"], environment
+
+
 @contextmanager
 def _gateway(store: str, agent_url: str) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
-        url = "memory://" if store == "memory://" else f"sqlite:///{folder}/gateway.sqlite3"
-        settings = {**_SETTINGS, "STORE_URL": url, "AGENT_URL": agent_url}
-        environment = child_environment({f"GATEWAY__{name}": value for name, value in settings.items()})
-        command = [sys.executable, "-m", "gateway", "serve", "--bind", "127.0.0.1:0"]
+        command, environment = gateway_command(store, agent_url, Path(folder))
         with _process(command, environment, Path(folder)) as process:
             parts = urlsplit(_wait_listening(process))
             assert parts.hostname is not None

@@ -1,0 +1,80 @@
+"""``gateway bench`` as a user runs it: real processes, small loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="gateway bench is for Linux")
+
+
+def bench(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run it in ``folder``."""
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", "bench", *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("dialect", "scenarios"),
+    [
+        ("v1", ["paced", "burst", "idle", "resume"]),
+        ("v2-json", ["burst", "resume"]),
+        ("v2-msgpack", ["burst", "resume"]),
+    ],
+)
+def test_scenarios_run_in_every_dialect(dialect: str, scenarios: list[str], tmp_path: Path) -> None:
+    """Every token arrives, and each figure that a scenario is there for is measured."""
+    options = ["--store", "memory://", "--rounds", "1", "--sessions", "3", "--tokens", "150"]
+    done = bench(
+        *(*scenarios, *options, "--pace", "0.002", "--dialect", dialect),
+        *("--json", "figures.json", "--plot", "figures.svg"),
+        folder=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "CPU µs/token" in done.stdout
+    read = {
+        one["scenario"]: one["median"]
+        for one in msgspec.json.decode((tmp_path / "figures.json").read_bytes())["outcomes"]
+    }
+    assert set(read) == set(scenarios)
+    for scenario in set(scenarios) & {"paced", "burst"}:
+        assert read[scenario]["tokens"] == 450
+        assert read[scenario]["cpu_us_per_token"] > 1
+        assert read[scenario]["first_token_ms"]["p99"] > 0
+        assert read[scenario]["token_ms"]["p50"] > 0
+    assert "idle" not in read or read["idle"]["kb_per_socket"] is not None
+    assert read["resume"]["resume_ms"]["p99"] > 0
+    assert (tmp_path / "figures.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["paced", "--url", "http://127.0.0.1:1"], "--url and --pid go together"),
+        (["targets", "paced"], "stands alone"),
+        (["paced", "--peer", "node"], "needs its --peer-script"),
+        (["paced", "--peer", "http://127.0.0.1:1"], "needs its --peer-pid"),
+        (["paced", "--peer-script", "missing.mjs"], "is not there"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(
+    arguments: list[str], reason: str, tmp_path: Path
+) -> None:
+    """Without a traceback."""
+    done = bench(*arguments, folder=tmp_path)
+    assert done.returncode in (1, 2)
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
