@@ -73,15 +73,23 @@ async def test_acknowledgements_are_free(
 async def test_a_subject_has_one_rate_for_all_its_sockets(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """And services with the internal key have none but their address's."""
+    """From wherever; services with the internal key have none but their address's."""
     bench = await Bench(nursery, messages_per_minute=3).start()
-    first, second = (bench.connect(name, identity=Identity("alice")) for name in "ab")
-    for socket in (first, second):
-        socket.say(VALID)
-        socket.say(VALID)
-    await settled()
-    codes = [item["code"] for socket in (first, second) for item in socket.objects() if "code" in item]
-    assert codes.count("RATE_LIMITED") == 1
+
+    async def refused(identity: Identity, network: str) -> int:
+        sockets = [FakeConnection() for _ in range(2)]
+        for number, socket in enumerate(sockets):
+            admission = Admission(
+                f"s{network}{number}", identity, Dialect.V1, None, f"{network}.{number}", "r"
+            )
+            nursery.start_soon(bench.hub.serve, socket, admission)
+            socket.say(VALID)
+            socket.say(VALID)
+        await settled()
+        return sum(item.get("code") == "RATE_LIMITED" for socket in sockets for item in socket.objects())
+
+    assert await refused(Identity("alice"), "203.0.113") == 1
+    assert await refused(Identity("internal", sees_all=True), "198.51.100") == 0
 
 
 @pytest.mark.parametrize("dialect", [Dialect.V1, Dialect.V2_JSON])
