@@ -72,7 +72,12 @@ class Runner:
 
     def _measure(self, outcome: Outcome, running: Running, number: int, rounds: int) -> Measurement:
         self.say(f"{outcome.step.title} · {outcome.subject.name} · {number + 1}/{rounds}")
-        return self.load(outcome.step, outcome.subject, running)
+        try:
+            return self.load(outcome.step, outcome.subject, running)
+        except BenchError as error:
+            # Once more: minutes of other rounds would be lost. What fails twice is no accident.
+            self.say(f"once more, because: {error}")
+            return self.load(outcome.step, outcome.subject, running)
 
     def load(self, step: Step, subject: Subject, running: Running) -> Measurement:
         """One load, measured. Raises ``BenchError``."""

@@ -18,7 +18,7 @@ from gateway.bench.report import as_json, table
 from gateway.bench.runner import Outcome, median_of
 from gateway.bench.scenarios import BURST, IDLE, PACED, RESUME, SCENARIOS, Step, ramp_step
 from gateway.bench.subjects import Launch, Subject, running_launch
-from gateway.bench.targets import MANY_IDLE, MEMORY_V1, RAMP, SQLITE_V1, markdown, rows_of
+from gateway.bench.targets import FEW_IDLE, MANY_IDLE, MEMORY_V1, RAMP, SQLITE_V1, markdown, rows_of
 
 LAUNCH = running_launch("x", "http://127.0.0.1:1", 1)
 
@@ -152,7 +152,7 @@ def test_rows_are_judged_by_the_peer_of_the_same_run() -> None:
         outcome(BURST, MEMORY_V1, cpu_us_per_token=7.0),
         outcome(BURST, SQLITE_V1, cpu_us_per_token=11.0),
         outcome(BURST, "Node", is_peer=True, cpu_us_per_token=10.0),
-        outcome(IDLE, MEMORY_V1, kb_per_socket=25.0),
+        outcome(FEW_IDLE, MEMORY_V1, kb_per_socket=25.0),
         outcome(MANY_IDLE, MEMORY_V1, resident_mb=290.0, cpu_percent=4.0),
         outcome(RESUME, MEMORY_V1, resume_ms=latency(8, 51)),
         *(
