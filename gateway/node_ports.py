@@ -7,6 +7,8 @@ from typing import Protocol
 
 import trio
 
+from gateway.core.letters import Letter
+
 
 class SessionLeases(Protocol):
     """Which of several nodes on one store may run a session and write it.
@@ -18,6 +20,11 @@ class SessionLeases(Protocol):
     @property
     def node(self) -> str:
         """This node's name; no other process ever had it."""
+        ...
+
+    @property
+    def mail(self) -> NodeMail:
+        """The way to the other nodes."""
         ...
 
     async def acquire(self, session_id: str) -> str | None:
@@ -47,5 +54,27 @@ class SessionLeases(Protocol):
         Calls ``lost`` with each session that another node took over meanwhile, and ``ownerless`` every few
         seconds with the sessions that have work to do and no living node. Neither may block. Raises
         ``StoreUnavailable`` before it has started, never after.
+        """
+        ...
+
+
+class NodeMail(Protocol):
+    """Letters from node to node: in order and once, or the loss is told."""
+
+    def post(self, node: str, letter: Letter) -> None:
+        """Send soon, after all that was posted to that node before. Never blocks."""
+        ...
+
+    async def run(
+        self,
+        take: Callable[[str, Sequence[Letter]], None],
+        lost: Callable[[str], None],
+        *,
+        task_status: trio.TaskStatus[None] = ...,
+    ) -> None:
+        """Send and receive until cancelled; started once letters to this node arrive.
+
+        Calls ``take`` with a sender and its letters, and ``lost`` with a node when letters to or from it may
+        be missing, and when it died. Neither may block. Raises ``StoreUnavailable`` before it has started.
         """
         ...

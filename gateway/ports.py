@@ -63,6 +63,16 @@ class Admission:
         """The subprotocol to answer with, or None for v1."""
         return self.dialect.value if self.dialect.is_v2 else None
 
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """The fields that say in a log line which socket is meant."""
+        return {
+            "session_id": self.session_id,
+            "request_id": self.request_id,
+            "dialect": self.dialect.value,
+            "client": self.client_address,
+        }
+
 
 class ConnectionClosed(Exception):
     """The socket is gone: closed by the peer, by us, or lost.

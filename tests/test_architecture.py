@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "gateway").rglob("*.py"))
 
 MAY_IMPORT = {
     "core": {"core"},
-    "node_ports": set[str](),
+    "node_ports": {"core"},
     "ports": {"node_ports", "core"},
     "engine": {"engine", "ports", "node_ports", "core"},
     # Settings are plain values: what a route shows or bounds comes from there.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 
 @frozen
@@ -35,3 +35,12 @@ class Limits:
     max_sessions: int = 20_000
     max_sockets_per_subject: int = 50
     drain_timeout: float = 10.0
+
+    @property
+    def kept_in_memory(self) -> float:
+        """How long a detached session that lives in one process only is kept: while it may be resumed."""
+        return max(self.detach_grace, self.replay_retention)
+
+    def of_one_process(self) -> Limits:
+        """The bounds where nothing is stored: ids are forgotten with their session, no more is promised."""
+        return evolve(self, dedupe_window=min(self.dedupe_window, self.kept_in_memory))

@@ -21,8 +21,8 @@ from functools import partial
 import trio
 
 from gateway.core.limits import Limits
-from gateway.core.websocket_protocol import CloseCode
 from gateway.engine.client_reader import ClientReader
+from gateway.engine.heartbeat import heartbeat
 from gateway.engine.identity_watch import IdentityWatch
 from gateway.engine.multiplexed import MultiplexedReader
 from gateway.engine.session_socket import SessionSocket
@@ -55,7 +55,7 @@ async def run_connection(
 
         socket.begin(partial(nursery.start_soon, until_over, socket.flush))
         if connection.sends_pings:
-            nursery.start_soon(_heartbeat, connection, socket, limits, telemetry)
+            nursery.start_soon(heartbeat, connection, socket, limits, telemetry)
         if identity.identity.expires_at is not None:
             nursery.start_soon(identity.run)
         try:
@@ -63,25 +63,3 @@ async def run_connection(
         finally:
             socket.finish()
     return ending[0]
-
-
-async def _heartbeat(
-    connection: ClientConnection, socket: SessionSocket | SharedSocket, limits: Limits, telemetry: Telemetry
-) -> None:
-    """Ping every ``heartbeat_interval``; a peer silent for ``pong_timeout`` after that is gone (4408)."""
-    try:
-        while True:
-            # Not ``trio.sleep``: its three frames and a generator are 1 KB that every idle socket would hold.
-            with trio.CancelScope(deadline=trio.current_time() + limits.heartbeat_interval):
-                await trio.sleep_forever()
-            sent = trio.current_time()
-            with trio.move_on_after(limits.pong_timeout) as deadline:
-                await connection.ping()
-            if deadline.cancelled_caught:
-                socket.end(CloseCode.NO_PONG, "no pong in time")
-                return
-            socket.alive_at = sent
-            socket.rtt = trio.current_time() - sent
-            telemetry.observe("gateway_heartbeat_rtt_seconds", socket.rtt)
-    except ConnectionClosed:
-        return  # The reader learns it too, and says how it ended.

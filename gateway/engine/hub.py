@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import trio
-from attrs import evolve
 
 from gateway.core.errors import (
     Draining,
@@ -33,6 +32,8 @@ from gateway.engine.housekeeping import keep_house
 from gateway.engine.identity_watch import IdentityWatch
 from gateway.engine.message_rate import MessageRate
 from gateway.engine.multiplexed import MultiplexedReader
+from gateway.engine.relays import Relays
+from gateway.engine.remote_connection import RemoteConnection
 from gateway.engine.session_ownership import OwnedElsewhere, SessionOwnership
 from gateway.engine.session_runner import SessionRunner, TurnStarter
 from gateway.engine.session_socket import SessionSocket
@@ -71,7 +72,7 @@ class Hub:
         self._admissions = admissions
         self._authenticator = authenticator
         self._run_turn = run_turn
-        self._limits = limits if store.is_durable else _of_this_process(limits)
+        self._limits = limits if store.is_durable else limits.of_one_process()
         self._telemetry = telemetry
         self._clock = clock
         self._new_id = new_id
@@ -88,6 +89,11 @@ class Hub:
         self.draining = False
         self.flow = Flow()
         """What has passed through; published by ``engine/pulse.py``."""
+        self._relays: Relays | None = None
+        if store.leases is not None:
+            self._relays = Relays(
+                store.leases.mail, serve=self.serve, flow=self.flow, limits=limits, telemetry=telemetry
+            )
 
     @property
     def session_count(self) -> int:
@@ -112,6 +118,8 @@ class Hub:
             self._nursery = nursery
             if self._group_commit is not None:
                 nursery.start_soon(self._group_commit.run)
+                if self._relays is not None:
+                    await nursery.start(self._relays.run)
                 await nursery.start(self._ownership.run)
                 for session_id in await self._store.unfinished():
                     await self._recover(session_id)
@@ -198,24 +206,25 @@ class Hub:
                 code, reason = await self._serve(connection, admission)
             except GatewayError as error:
                 code, reason = error.close_code, error.message
-            except OwnedElsewhere:
-                code, reason = CloseCode.TRY_AGAIN_LATER, "another node serves this session; reconnect"
             except ConnectionClosed as closed:
                 code, reason = closed.code, closed.reason
         except* Exception as group:
             code, reason = CloseCode.INTERNAL_ERROR, "internal error"
-            report_crash(self._telemetry, "connection", group, **_describe(admission))
+            report_crash(self._telemetry, "connection", group, **admission.log_fields)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + self._limits.close_timeout + 1):
                 await connection.close(code if code >= 1000 and code not in (1005, 1006) else 1000, reason)
             duration = round(trio.current_time() - started, 3)
             self._telemetry.count("gateway_sockets_closed_total", code=str(code))
-            self._telemetry.info("socket_closed", code=code, duration_s=duration, **_describe(admission))
+            self._telemetry.info("socket_closed", code=code, duration_s=duration, **admission.log_fields)
 
     async def _serve(self, connection: ClientConnection, admission: Admission) -> tuple[int, str]:
         if admission.session_id is None:
             return await self._serve_multiplexed(connection, admission)
-        socket, runner = await self._join(connection, admission, admission.session_id, admission.dialect)
+        try:
+            socket, runner = await self._join(connection, admission, admission.session_id, admission.dialect)
+        except OwnedElsewhere as elsewhere:
+            return await self._relay(connection, admission, elsewhere.node)
         self.sockets.add(socket, admission)
         try:
             identity = self._watch(admission, socket)
@@ -226,6 +235,19 @@ class Hub:
         finally:
             socket.leave()
             self.sockets.remove(socket, admission)
+
+    async def _relay(self, connection: ClientConnection, admission: Admission, node: str) -> tuple[int, str]:
+        """Have another node serve a socket of this one."""
+        assert self._relays is not None, "without leases every session is here"
+        if isinstance(connection, RemoteConnection):
+            raise Draining("The session has moved. Reconnect.")
+        with self._relays.open(connection, admission, node) as socket:
+            self.sockets.add(socket, admission)
+            try:
+                self._telemetry.info("socket_opened", outcome="relayed", **admission.log_fields)
+                return await socket.run()
+            finally:
+                self.sockets.remove(socket, admission)
 
     async def _serve_multiplexed(self, connection: ClientConnection, admission: Admission) -> tuple[int, str]:
         shared = SharedSocket(connection, admission.dialect, self._limits)
@@ -243,7 +265,7 @@ class Hub:
         self._check_room_of(admission.identity)
         self.sockets.add(shared, admission)
         try:
-            self._telemetry.info("socket_opened", outcome="multiplexed", **_describe(admission))
+            self._telemetry.info("socket_opened", outcome="multiplexed", **admission.log_fields)
             return await run_connection(
                 connection, shared, reader, identity, limits=self._limits, telemetry=self._telemetry
             )
@@ -255,7 +277,10 @@ class Hub:
     ) -> tuple[SessionSocket, ClientReader]:
         assert admission.session_id is not None
         await self._admissions.check_owner(admission.session_id, identity.identity)
-        socket, runner = await self._join(lane, admission, admission.session_id, Dialect.V2_JSON)
+        try:
+            socket, runner = await self._join(lane, admission, admission.session_id, Dialect.V2_JSON)
+        except OwnedElsewhere:
+            raise Overloaded("Another node has this session; open a socket of its own for it.") from None
         return socket, self._reader(lane, socket, runner, admission, identity)
 
     async def _join(
@@ -272,7 +297,7 @@ class Hub:
         socket = SessionSocket(connection, runner, dialect, self._limits)
         outcome = socket.join(admission.resume, had_session=had_session)
         self._telemetry.count("gateway_resumes_total", outcome=outcome)
-        self._telemetry.info("socket_opened", outcome=outcome, **_describe(admission))
+        self._telemetry.info("socket_opened", outcome=outcome, **admission.log_fields)
         return socket, runner
 
     def _watch(self, admission: Admission, socket: OpenSocket) -> IdentityWatch:
@@ -343,7 +368,7 @@ class Hub:
                 flow=self.flow,
                 clock=self._clock,
                 # A durable session leaves memory at the end of its grace and comes back from the store.
-                linger=self._limits.detach_grace if self._store.is_durable else _kept_in_memory(self._limits),
+                linger=self._limits.detach_grace if self._store.is_durable else self._limits.kept_in_memory,
                 was_stored=was_stored,
                 start_branch=self._start_branch,
                 retired=self._forget,
@@ -372,23 +397,3 @@ class Hub:
         if self._sessions.get(runner.session_id) is runner:
             del self._sessions[runner.session_id]
             self._ownership.retired(runner.session_id)
-
-
-def _kept_in_memory(limits: Limits) -> float:
-    """How long a detached session that only lives here is kept: as long as its clients may resume it."""
-    return max(limits.detach_grace, limits.replay_retention)
-
-
-def _of_this_process(limits: Limits) -> Limits:
-    """The bounds where nothing is stored: ids are forgotten with their session, and no more is promised."""
-    return evolve(limits, dedupe_window=min(limits.dedupe_window, _kept_in_memory(limits)))
-
-
-def _describe(admission: Admission) -> dict[str, object]:
-    """The fields that say in a log line which socket is meant."""
-    return {
-        "session_id": admission.session_id,
-        "request_id": admission.request_id,
-        "dialect": admission.dialect.value,
-        "client": admission.client_address,
-    }

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import trio
 
 from gateway.core.websocket_protocol import Dialect
+from gateway.engine.relayed_socket import RelayedSocket
 from gateway.engine.session_socket import SessionSocket
 from gateway.engine.shared_socket import SharedSocket
 from gateway.ports import Admission, Telemetry
 
-OpenSocket = SessionSocket | SharedSocket
+OpenSocket = SessionSocket | SharedSocket | RelayedSocket
 
 
 class SocketCensus:

@@ -214,3 +214,176 @@ async def test_a_session_that_left_memory_is_free(redis_server: RedisServer) -> 
         await trio.sleep(0.3)
 
         assert await two.store.leases.acquire("s") is None
+
+
+async def test_sockets_on_any_node_see_the_session_alike(redis_server: RedisServer) -> None:
+    """Three nodes: the same events with the same seqs; messages from each make one turn after the other."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b", "c") as every:
+        await claimed(every[0])
+        sockets = []
+        for node in every:
+            sockets.append(node.bench.connect(dialect=V2))
+            await sockets[-1].wait_for("welcome")
+        assert [len(node.bench.hub.runners) for node in every] == [1, 0, 0]
+        for number, socket in enumerate(sockets):
+            socket.say(user_message(f"from {number}", id=f"m{number}"))
+            assert (await socket.wait_for("ack"))["status"] == "accepted"
+            stream = await agent.stream(number)
+            assert f"from {number}".encode() in stream.request.message
+            for text in "abcdef":
+                stream.token(f"{text}{number} ")
+            stream.done()
+            for each in sockets:
+                await each.wait_for("turn_ended", number + 1)
+
+        got = seqs(sockets[0])
+        assert got == list(range(1, len(got) + 1))
+        assert seqs(sockets[1]) == seqs(sockets[2]) == got
+        assert sockets[1].text() == sockets[2].text() == sockets[0].text()
+        assert [socket.types().count("ack") for socket in sockets] == [1, 1, 1]
+
+
+async def test_a_remote_v2_client_resumes_acks_and_is_told_of_repeats(redis_server: RedisServer) -> None:
+    """Whatever a socket is owed on its session's own node, it gets through another one."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        local = one.bench.connect(dialect=V2)
+        await local.wait_for("welcome")
+        remote = two.bench.connect(dialect=V2)
+        remote.say(user_message(id="m"))
+        await remote.wait_for("ack")
+        stream = await agent.stream(0)
+        stream.token("a")
+        await remote.wait_for("assistant_message")
+        remote.say({"type": "ack", "seq": 2})
+        remote.drop()
+        stream.token("b")
+        stream.done()
+        await local.wait_for("turn_ended")
+        again = two.bench.connect(dialect=V2, resume=resume_of(remote))
+        again.say(user_message(id="m"))
+
+        assert (await again.wait_for("ack"))["status"] == "duplicate"
+        assert again.objects()[0]["resumed"] is True
+        assert seqs(remote, again) == seqs(local)
+        assert len(agent.streams) == 1
+
+
+async def test_a_remote_v1_client_that_comes_back_misses_and_repeats_nothing(
+    redis_server: RedisServer,
+) -> None:
+    """What its holder could not give to the kernel counts as not sent, exactly."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        local = one.bench.connect(dialect=V2)
+        await local.wait_for("welcome")
+        remote = two.bench.connect()
+        await trio.sleep(0.1)
+        remote.say(user_message())
+        stream = await agent.stream(0)
+        for text in "abc":
+            stream.token(text)
+        await remote.wait_for("assistant_message", 3)
+        remote.stalled = True
+        for text in "def":
+            stream.token(text)
+        await local.wait_for("assistant_message", 6)
+        await trio.sleep(0.1)
+        remote.drop()
+        await trio.sleep(0.1)
+        again = two.bench.connect()
+        for text in "ghi":
+            stream.token(text)
+        await again.wait_for("assistant_message", 6)
+
+        assert remote.text() == "abc"
+        assert again.text() == "defghi"
+
+
+async def test_relayed_sockets_of_a_dead_node_are_let_go_and_served_again(redis_server: RedisServer) -> None:
+    """Its clients are told to come back with 1012, and their session runs where they come."""
+    agent = FakeAgent()
+    agent.resumable = True
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        local = one.bench.connect(dialect=V2)
+        await local.wait_for("welcome")
+        remote = two.bench.connect(dialect=V2)
+        remote.say(user_message(id="m"))
+        stream = await agent.stream(0)
+        stream.token("a", event_id="1")
+        await remote.wait_for("assistant_message")
+        one.crash()
+        while remote.closed is None:
+            await remote.arrived.park()
+        assert remote.closed[0] == 1012
+        again = two.bench.connect(dialect=V2, resume=resume_of(remote))
+        continued = await agent.stream(1)
+        continued.token("b", event_id="2")
+        continued.done()
+        await again.wait_for("turn_ended")
+
+        got = seqs(remote, again)
+        assert got == list(range(1, len(got) + 1))
+        assert remote.text() + again.text() == "ab"
+
+
+async def test_a_session_forgets_the_sockets_of_a_node_that_died(redis_server: RedisServer) -> None:
+    """They would hold it in memory for ever."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        local = one.bench.connect(dialect=V2)
+        await local.wait_for("welcome")
+        remote = two.bench.connect(dialect=V2)
+        await remote.wait_for("welcome")
+        runner = one.bench.hub.runners["s"]
+        assert len(runner.attachments) == 2
+        two.crash()
+        await trio.sleep(2 * LEASE)
+        assert len(runner.attachments) == 1
+
+
+async def test_letters_that_got_lost_end_the_relay(redis_server: RedisServer) -> None:
+    """A cut subscription: the client is closed with 1012 and resumes; it never waits for what cannot come."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        local = one.bench.connect(dialect=V2)
+        await local.wait_for("welcome")
+        remote = two.bench.connect(dialect=V2)
+        await remote.wait_for("welcome")
+        local.say(user_message(id="m"))
+        stream = await agent.stream(0)
+        assert redis_server.ask("CLIENT KILL TYPE pubsub").startswith(":")
+        stream.token("a")
+        while remote.closed is None:
+            await remote.arrived.park()
+        assert remote.closed[0] == 1012
+        await trio.sleep(0.3)
+        again = two.bench.connect(dialect=V2, resume=resume_of(remote))
+        stream.done()
+        await again.wait_for("turn_ended")
+        got = seqs(remote, again)
+        assert got == list(range(1, len(got) + 1))
+
+
+async def test_a_holder_that_drains_lets_its_relays_go(redis_server: RedisServer) -> None:
+    """The session stays where it runs; its clients are told when to come back."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        local = one.bench.connect(dialect=V2)
+        await local.wait_for("welcome")
+        remote = two.bench.connect(dialect=V2)
+        await remote.wait_for("welcome")
+        await two.bench.hub.drain()
+
+        assert remote.closed is not None
+        assert remote.closed[0] == 1012
+        assert "draining" in remote.types()
+        assert local.closed is None
+        assert one.bench.hub.session_count == 1

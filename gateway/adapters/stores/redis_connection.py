@@ -221,9 +221,9 @@ class RedisConnection:
         is_first, delay = True, _RECONNECT_FIRST
         async with trio.open_nursery() as nursery:
             while True:
-                connection, lost = self._make(), trio.Event()
+                connection, lost = self.make(), trio.Event()
                 try:
-                    await nursery.start(_run_until_lost, connection, lost)
+                    await nursery.start(run_until_lost, connection, lost)
                     await self._prepare(connection)
                     self._connection = connection
                     self._connected.set()
@@ -244,7 +244,7 @@ class RedisConnection:
                     self._connection = None
                     self._connected = trio.Event()
                     connection.invalidate("over")
-                    _close_buffers(connection)
+                    close_buffers(connection)
                 await trio.sleep(delay)
                 delay = min(_RECONNECT_MOST, delay * 2)
 
@@ -254,7 +254,8 @@ class RedisConnection:
         else:
             self._note_works()
 
-    def _make(self) -> TCPConnection:
+    def make(self) -> TCPConnection:
+        """A connection that nobody runs yet, to the same Redis; ``close_buffers`` when it is over."""
         location = self._location
         return TCPConnection(
             TCPLocation(location.host, location.port),
@@ -318,16 +319,17 @@ class RedisConnection:
         self._telemetry.error("store_lost_data", commits=lost)
 
 
-async def _run_until_lost(
+async def run_until_lost(
     connection: TCPConnection, lost: trio.Event, *, task_status: trio.TaskStatus[None]
 ) -> None:
+    """Run a connection, and set ``lost`` when it is over. Started when it is up; raises ``TROUBLE`` else."""
     try:
         await connection.run(task_status=task_status)
     finally:
         lost.set()
 
 
-def _close_buffers(connection: TCPConnection) -> None:
+def close_buffers(connection: TCPConnection) -> None:
     """coredis leaves these open when it could not connect, and Python warns of it."""
     for buffer in (
         connection._write_buffer_in,

@@ -14,6 +14,7 @@ import trio
 from gateway.adapters.stores.redis_connection import RedisConnection
 from gateway.adapters.stores.redis_indexes import STEP_SESSIONS, SessionIndexes
 from gateway.adapters.stores.redis_keys import NODES, keys_of
+from gateway.adapters.stores.redis_mail import RedisMail
 from gateway.core.errors import StoreUnavailable
 from gateway.node_ports import SessionLeases
 from gateway.ports import Telemetry
@@ -42,6 +43,7 @@ class RedisLeases(SessionLeases):
         self._indexes = indexes
         self._telemetry = telemetry
         self._lease_seconds = lease_seconds
+        self._mail = RedisMail(connection, node=node, telemetry=telemetry)
         self._fences: dict[str, str] = {}
         self._is_in_use = False
         self._node = node
@@ -52,6 +54,11 @@ class RedisLeases(SessionLeases):
     def node(self) -> str:
         """This node's name."""
         return self._node
+
+    @property
+    def mail(self) -> RedisMail:
+        """The way to the other nodes."""
+        return self._mail
 
     def fence(self, session_id: str) -> str:
         """What a commit of the session has to carry; empty when leases are not in use."""
@@ -119,7 +126,10 @@ class RedisLeases(SessionLeases):
         """Say that this node lives; False when it had been silent for so long that others thought it dead."""
         lease = int(self._lease_seconds * 1000)
         lived, *nodes = await self._connection.function("beat", [NODES], self._node, lease)
-        self.others = frozenset(node.decode() for node in nodes) - {self._node}
+        others = frozenset(node.decode() for node in nodes) - {self._node}
+        for node in self.others - others:
+            self._mail.forget(node)
+        self.others = others
         return bool(lived)
 
     async def _find_lost(self, lost: Callable[[str], None]) -> None:

@@ -1,0 +1,161 @@
+"""Letters from node to node, by Redis' publish and subscribe: one channel and one subscription per node.
+
+What is posted while a publication is under way goes with the next one: load makes publications larger, not
+more frequent. Publications can get lost, when a subscription breaks or Redis restarts; each pair of nodes
+numbers them, so a loss is noticed by the next one, and at once where Redis says that nobody listens.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+import trio
+from coredis.connection import TCPConnection
+
+from gateway.adapters.stores.redis_connection import (
+    TROUBLE,
+    Argument,
+    RedisConnection,
+    close_buffers,
+    run_until_lost,
+)
+from gateway.core.errors import StoreUnavailable
+from gateway.core.letters import Letter, UnreadableLetter, decode_batch, encode_batch
+from gateway.node_ports import NodeMail
+from gateway.ports import Telemetry
+
+_RECONNECT_SECONDS = 0.1
+_WATCH_SECONDS = 1.0
+_NODE_NAME = 64
+"""Bytes kept for the sender's name before each batch: padded, so that nothing needs to be escaped."""
+
+Take = Callable[[str, Sequence[Letter]], None]
+Lost = Callable[[str], None]
+
+
+class RedisMail(NodeMail):
+    """See ``node_ports.NodeMail``. ``node``: this node's name."""
+
+    def __init__(self, connection: RedisConnection, *, node: str, telemetry: Telemetry) -> None:
+        self._connection = connection
+        self._node = node
+        self._telemetry = telemetry
+        self._outbox: dict[str, list[Letter]] = {}
+        self._posted = trio.lowlevel.ParkingLot()
+        self._sent: defaultdict[str, int] = defaultdict(int)
+        self._due: defaultdict[str, int] = defaultdict(int)
+        self._lost: Lost = _nobody_cares
+
+    def post(self, node: str, letter: Letter) -> None:
+        """Send soon."""
+        if not self._outbox:
+            self._posted.unpark()
+        self._outbox.setdefault(node, []).append(letter)
+
+    def forget(self, node: str) -> None:
+        """That node is dead; a node that comes later has another name."""
+        self._outbox.pop(node, None)
+        self._sent.pop(node, None)
+        self._due.pop(node, None)
+        self._lost(node)
+
+    async def run(
+        self, take: Take, lost: Lost, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Send and receive until cancelled; see the port."""
+        self._lost = lost
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._receive, take, nursery)
+            nursery.start_soon(self._send)
+            task_status.started()
+
+    # ------------------------------------------------------------------ sending
+
+    async def _send(self) -> None:
+        while True:
+            while not self._outbox:
+                await self._posted.park()
+            outbox, self._outbox = self._outbox, {}
+            commands: list[tuple[Argument, ...]] = []
+            for node, letters in outbox.items():
+                batch = self._node.encode().ljust(_NODE_NAME) + encode_batch(self._sent[node], letters)
+                self._sent[node] += 1
+                commands.append((b"PUBLISH", _channel(node), batch))
+            try:
+                answers = await self._connection.batch(commands)
+            except StoreUnavailable as error:
+                answers = [error] * len(commands)
+            for node, answer in zip(outbox, answers, strict=True):
+                if isinstance(answer, BaseException) or answer == 0:
+                    self._lost(node)
+
+    # ------------------------------------------------------------------ receiving
+
+    async def _receive(
+        self, take: Take, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        is_first = True
+        while True:
+            connection, over = self._connection.make(), trio.Event()
+            try:
+                await nursery.start(run_until_lost, connection, over)
+                connection.send_command(b"SUBSCRIBE", _channel(self._node))
+                nursery.start_soon(_watch, connection, over)
+                async with aclosing(connection.push_messages) as messages:
+                    async for message in messages:
+                        kind, _, data = cast("list[Any]", message)
+                        if kind == b"message":
+                            self._open(take, data)
+                        elif is_first:
+                            is_first = False
+                            task_status.started()
+            except TROUBLE as error:
+                # coredis makes an error of a cancellation that strikes while it connects.
+                await trio.lowlevel.checkpoint_if_cancelled()
+                if is_first:
+                    raise self._connection.unavailable(error) from error
+            finally:
+                connection.invalidate("over")
+                close_buffers(connection)
+            # Nobody can say what was published meanwhile.
+            for node in {*self._due, *self._sent}:
+                self._lost(node)
+            await trio.sleep(_RECONNECT_SECONDS)
+
+    def _open(self, take: Take, data: bytes) -> None:
+        sender = data[:_NODE_NAME].rstrip().decode()
+        try:
+            number, letters = decode_batch(data[_NODE_NAME:])
+        except UnreadableLetter as error:
+            self._telemetry.error("letters_unreadable", node=sender, cause=error)
+            self._lost(sender)
+            return
+        due, self._due[sender] = self._due[sender], number + 1
+        if number != due:
+            self._telemetry.warning("letters_lost", node=sender, publications=number - due)
+            self._lost(sender)
+        take(sender, letters)
+
+
+async def _watch(connection: TCPConnection, over: trio.Event) -> None:
+    """Cut a subscription that a broken network keeps silent: it would look like one without letters."""
+    while not over.is_set():
+        with trio.move_on_after(_WATCH_SECONDS):
+            await over.wait()
+            return
+        try:
+            await connection.create_request(b"PING")
+        except TROUBLE:
+            connection.invalidate("no answer in time")
+            return
+
+
+def _channel(node: str) -> bytes:
+    return b"gateway:node:" + node.encode()
+
+
+def _nobody_cares(_: str) -> None:
+    """Before ``run`` nobody has anything to lose."""

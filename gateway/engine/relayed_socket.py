@@ -1,0 +1,155 @@
+"""A client's socket on this node whose session runs on another: frames go through as they are.
+
+connection nursery
+├── reader       socket → letters
+├── flusher      letters → socket, while the socket does not take all it is given
+└── heartbeat
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from gateway.core.delivery import encode_control
+from gateway.core.flow import Flow
+from gateway.core.letters import Gone, Letter, Said, Took
+from gateway.core.limits import Limits
+from gateway.core.websocket_protocol import CloseCode, Dialect
+from gateway.engine.heartbeat import heartbeat
+from gateway.ports import ClientConnection, ConnectionClosed, Telemetry
+
+
+class RelayedSocket:
+    """Carries one socket. ``post`` sends a letter to the node that serves it."""
+
+    def __init__(
+        self,
+        relay: int,
+        connection: ClientConnection,
+        dialect: Dialect,
+        post: Callable[[Letter], None],
+        *,
+        flow: Flow,
+        limits: Limits,
+        telemetry: Telemetry,
+    ) -> None:
+        self._relay = relay
+        self._connection = connection
+        self._post = post
+        self._flow = flow
+        self._limits = limits
+        self._telemetry = telemetry
+        self._waiting: list[bytes] = []
+        self._taken = 0
+        self._in_hand = 0
+        """Payloads given to the connection and not taken by the kernel yet."""
+        self._is_blocked = False
+        self._blocked = trio.Event()
+        self._ending: tuple[int, str] | None = None
+        self._over = trio.CancelScope()
+        self.dialect = dialect
+        self.is_v2 = dialect.is_v2
+        self.alive_at = trio.current_time()
+        self.rtt: float | None = None
+
+    @property
+    def unacked_bytes(self) -> int:
+        """Counted where the session runs."""
+        return 0
+
+    # ------------------------------------------------------------------ what the other node tells
+
+    def sent(self, payloads: Sequence[bytes]) -> None:
+        """Payloads for the client."""
+        self._waiting += payloads
+        if not self._is_blocked:
+            self._flush()
+
+    def end(self, code: int, reason: str) -> None:
+        """Close the socket soon; the first call decides the code."""
+        if self._ending is None:
+            self._ending = (code, reason)
+            self._over.cancel()
+
+    def send_control(self, fields: dict[str, object]) -> None:
+        """Send one object of this node's own, which the other does not count."""
+        if not self._is_blocked:
+            try:
+                self._is_blocked = not self._connection.send_nowait((encode_control(fields, self.dialect),))
+            except ConnectionClosed:
+                self._is_blocked = True
+            if self._is_blocked:
+                self._blocked.set()
+
+    def _flush(self) -> None:
+        payloads, self._waiting = self._waiting, []
+        if not payloads:
+            return
+        self._flow.frames_sent += len(payloads)
+        self._flow.bytes_sent += sum(map(len, payloads))
+        self._in_hand = len(payloads)
+        try:
+            if self._connection.send_nowait(payloads):
+                self._took()
+                return
+        except ConnectionClosed:
+            pass  # The reader learns it too, and says how it ended.
+        self._is_blocked = True
+        self._blocked.set()
+
+    def _took(self) -> None:
+        self._taken += self._in_hand
+        self._in_hand = 0
+        self._post(Took(self._relay, self._taken))
+
+    # ------------------------------------------------------------------ the connection's tasks
+
+    async def run(self) -> tuple[int, str]:
+        """Carry the socket until it is over; returns the code and reason to close it with."""
+        closed: tuple[int, str] | None = None
+        with self._over:
+            if self._ending is not None:
+                return self._ending
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._unblock)
+                if self._connection.sends_pings:
+                    nursery.start_soon(heartbeat, self._connection, self, self._limits, self._telemetry)
+                try:
+                    await self._read()
+                except ConnectionClosed as ending:
+                    closed = (ending.code, ending.reason)
+                nursery.cancel_scope.cancel()
+        # What the kernel has of the last batch matters to a v1 client that comes back.
+        if self._in_hand:
+            self._post(Took(self._relay, self._taken + max(0, self._in_hand - self._connection.unsent)))
+        code, reason = self._ending or closed or (int(CloseCode.RESTARTING), "restarting; reconnect")
+        self._post(Gone(self._relay, int(code), reason))
+        return int(code), reason
+
+    async def _read(self) -> None:
+        while True:
+            frame = await self._connection.receive()
+            self._flow.frames_received += 1
+            self._flow.bytes_received += len(frame)
+            self._post(Said(self._relay, frame))
+
+    async def _unblock(self) -> None:
+        try:
+            while True:
+                await self._blocked.wait()
+                unsent = self._connection.unsent
+                with trio.move_on_after(self._limits.send_timeout) as patience:
+                    await self._connection.wait_sent()
+                if patience.cancelled_caught:
+                    if self._connection.unsent < unsent:
+                        continue
+                    self.end(CloseCode.TOO_SLOW, "too slow: nothing was taken in time; resume when ready")
+                    return
+                self._blocked = trio.Event()
+                self._is_blocked = False
+                self._took()
+                self._flush()
+        except ConnectionClosed:
+            return  # The reader learns it too, and says how it ended.
