@@ -35,7 +35,7 @@ class Committer(Protocol):
         ...
 
     def not_stored(self, error: StoreUnavailable) -> None:
-        """What the last ``take_commit`` gave could not be stored yet; it is tried again."""
+        """What the last ``take_commit`` gave, or waits for the next, cannot be stored yet; later it will."""
         ...
 
     def refused(self, reason: str) -> None:
@@ -139,7 +139,8 @@ class GroupCommit:
                 self.failure = error
                 if not told:
                     told = True
-                    for committer in taken:
+                    # Also those that wait for the next commit: who sends from now on is refused at once.
+                    for committer in {**taken, **self._changed}:
                         committer.not_stored(error)
                 await trio.sleep(RETRY_SECONDS)
                 continue

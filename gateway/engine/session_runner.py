@@ -165,7 +165,8 @@ class SessionRunner:
     async def _wait_detached(self, scope: trio.CancelScope) -> None:
         with scope:
             await trio.sleep(self._limits.detach_grace)
-            # From here to the end of the block nothing awaits: no socket can attach in between.
+            if scope.cancel_called:
+                return  # One came at the very moment: too late to cancel a sleep that was over.
             if not self.session.is_at_rest:
                 self._telemetry.info("session_abandoned", session_id=self.session_id)
             self._perform(None, self.session.abandon())
@@ -173,7 +174,8 @@ class SessionRunner:
             await trio.sleep(max(0.0, self._linger - self._limits.detach_grace))
             if self._group_commit is not None:
                 await self._group_commit.wait_stored(self)
-            self.retire()
+            if not scope.cancel_called:
+                self.retire()
 
     # ------------------------------------------------------------------ sockets
 
@@ -284,8 +286,15 @@ class SessionRunner:
 
     def not_stored(self, error: StoreUnavailable) -> None:
         """Tell senders of what cannot be stored yet. It stays queued, so v1 must not send it again."""
+        self._in_flight = self._held_back(self._in_flight, error)
+        # What came while the store was being found away: nothing takes it now, until the store is back.
+        self._deferred = self._held_back(self._deferred, error)
+
+    def _held_back(
+        self, items: list[_Answer | StartTurn], error: StoreUnavailable
+    ) -> list[_Answer | StartTurn]:
         kept: list[_Answer | StartTurn] = []
-        for item in self._in_flight:
+        for item in items:
             if isinstance(item, StartTurn) or isinstance(item.effect, Refused):
                 kept.append(item)
             elif item.to.is_v2:
@@ -293,7 +302,7 @@ class SessionRunner:
                 item.to.answer(Refused(error, item.effect.message_id))
             else:
                 item.to.answer(Refused(StoreDelayed(), item.effect.message_id))
-        self._in_flight = kept
+        return kept
 
     def refused(self, reason: str) -> None:
         """The store lost this session's past: leave memory, so that it is loaded anew."""

@@ -8,10 +8,11 @@ import pytest
 import trio
 import trio.testing
 
+from gateway.core.identity import Identity
 from gateway.core.limits import Limits
 from gateway.core.storage import CommitRefused, SessionCommit
 from gateway.core.websocket_protocol import Dialect
-from gateway.ports import ResumePoint
+from gateway.ports import Admission, ResumePoint
 from tests.engine.fakes import Bench, DurableMemoryStore, FakeConnection, user_message
 
 V2 = Dialect.V2_JSON
@@ -160,6 +161,74 @@ async def test_a_decision_is_called_made_only_when_it_is_stored(
     await trio.sleep(5)
     codes = {item.get("code", item.get("status")) for socket in (one, two) for item in socket.objects()}
     assert codes >= {"accepted", "ALREADY_DECIDED"}
+
+
+async def test_what_is_sent_while_the_store_is_found_away_is_answered_when_it_is(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """Not only what was in the commit that failed: what waits for the next one would wait for the store."""
+    bench, store = await durable(nursery)
+    await store.claim("other", "anonymous", 0)
+    v2, v1, other = bench.connect(dialect=V2), bench.connect(), bench.connect("other", dialect=V2)
+    await other.wait_for("welcome")
+    await trio.sleep(1)
+    store.latency, store.down = 1.0, True
+    v2.say(user_message(id="m1"))
+    await trio.sleep(0.5)
+    v2.say(user_message(id="m2"))
+    v1.say(user_message(message_id="m3"))
+    other.say(user_message(id="m4"))
+    await trio.sleep(0.6)
+    answered = [
+        (item["type"], item.get("id", item.get("message_id")), item["code"])
+        for socket in (v2, v1, other)
+        for item in socket.objects()
+        if item["type"] != "welcome"
+    ]
+    assert answered == [
+        ("nack", "m1", "STORE_UNAVAILABLE"),
+        ("nack", "m2", "STORE_UNAVAILABLE"),
+        ("error", "m3", "STORE_DELAYED"),
+        ("nack", "m4", "STORE_UNAVAILABLE"),
+    ]
+    store.latency, store.down = 0.0, False
+    await trio.sleep(2)
+    other.say(user_message(id="m4"))
+    assert (await other.wait_for("ack"))["status"] == "duplicate"
+
+
+async def test_a_socket_that_joins_as_its_session_is_forgotten_is_served(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """The last commit ends and the socket joins in one round of the scheduler, in either order."""
+    bench, store = await durable(nursery, Limits(detach_grace=10))
+    store.latency = 1.0
+    sockets: dict[str, FakeConnection] = {}
+
+    async def join_at_the_end(name: str, rounds: int) -> None:
+        await trio.sleep(10)
+        await trio.sleep(1)
+        for _ in range(rounds):
+            await trio.lowlevel.checkpoint()
+        sockets[name] = bench.connect(name, dialect=V2)
+
+    # Which order it is, is the scheduler's choice: one in four on its own would miss the moment.
+    for number in range(8):
+        names = [f"s{number}-{rounds}" for rounds in range(3)]
+        for name in names:
+            await store.claim(name, "anonymous", 0)
+            first = bench.connect(name, dialect=V2)
+            first.say(user_message(id="m"))
+            await first.wait_for("turn_started")
+            sockets[name] = first
+        for rounds, name in enumerate(names):
+            sockets[name].drop()
+            nursery.start_soon(join_at_the_end, name, rounds)
+        await trio.sleep(15)
+    for socket in sockets.values():
+        socket.say(user_message(id="n"))
+    await trio.sleep(5)
+    assert [name for name, socket in sockets.items() if "ack" not in socket.types()] == []
 
 
 class ForgetfulStore(DurableMemoryStore):
