@@ -8,11 +8,10 @@ import pytest
 import trio
 import trio.testing
 
-from gateway.core.identity import Identity
 from gateway.core.limits import Limits
 from gateway.core.storage import CommitRefused, SessionCommit
 from gateway.core.websocket_protocol import Dialect
-from gateway.ports import Admission, ResumePoint
+from gateway.ports import ResumePoint
 from tests.engine.fakes import Bench, DurableMemoryStore, FakeConnection, user_message
 
 V2 = Dialect.V2_JSON
