@@ -110,7 +110,13 @@ class TurnRunner:
                 posted = trio.current_time()
                 async with self._agent.open_stream(request) as stream:
                     self._telemetry.observe("gateway_agent_head_seconds", trio.current_time() - posted)
+                    is_resumption = start.resumes or progress.resumes > 0
                     progress.resumable = stream.resumable
+                    if is_resumption and not stream.resumable:
+                        # It begins anew, so its words would come twice: it is closed before the first.
+                        raise AgentStreamInterrupted(
+                            "The Agent Runtime's answer was cut off and cannot be taken up again. Try again."
+                        )
                     runner.session.stream_opened(message.turn_id, resumable=stream.resumable)
                     if stream.resumable:
                         # Stored before the first token, for which an agent may think for a long time.

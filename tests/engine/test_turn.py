@@ -110,6 +110,29 @@ async def test_a_refused_resumption_is_the_end(nursery: trio.Nursery, autojump_c
     assert (await socket.wait_for("turn_ended"))["outcome"] == "failed"
 
 
+async def test_a_resumption_that_begins_anew_is_not_listened_to(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """Another version of the runtime, which cannot resume, would say everything twice."""
+    bench = await Bench(nursery).start()
+    bench.agent.resumable = True
+    socket = bench.connect(dialect=V2)
+    socket.say(user_message(id="m"))
+    stream = await bench.agent.stream(0)
+    stream.token("half ", event_id="1")
+    await socket.wait_for("assistant_message")
+    bench.agent.resumable = False
+    stream.fail(AgentStreamInterrupted("Cut."))
+    again = await bench.agent.stream(1)
+    again.token("half ")
+    again.done()
+    assert (await socket.wait_for("turn_ended"))["outcome"] == "interrupted"
+    assert (socket.text(), again.closed, len(bench.agent.streams)) == ("half ", True, 2)
+    assert [item["code"] for item in socket.objects() if item["type"] == "error"] == [
+        "AGENT_STREAM_INTERRUPTED"
+    ]
+
+
 async def test_a_place_is_free_again_however_its_turn_ended(
     nursery: trio.Nursery, autojump_clock: Mock
 ) -> None:
