@@ -17,11 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.adapters.telemetry import StructlogTelemetry
 from gateway.core.flow import EVENTS_PER_SAMPLE, TOTALS, Flow
+from gateway.core.identity import Identity
 from gateway.core.metrics import METRICS, MetricKind
 from gateway.core.websocket_protocol import Dialect
 from gateway.engine.pulse import _PUBLISHED, Pulse
 from gateway.engine.turn import TurnRunner
-from gateway.ports import ResumePoint
+from gateway.ports import Admission, ResumePoint
 from tests.end_to_end.requirements import need_program
 from tests.engine.fakes import Bench, DurableMemoryStore, FakeConnection
 
@@ -200,6 +201,15 @@ def test_one_event_in_so_many_is_timed() -> None:
     assert taken[EVENTS_PER_SAMPLE // 2 - 1]
 
 
+def test_frames_are_counted_by_their_bytes() -> None:
+    """Text counts as what it is on the wire, and not in characters."""
+    flow = Flow()
+    for frame in ("abc", "\u00e9", b"\x00\x01"):
+        flow.note_received(frame)
+
+    assert (flow.frames_received, flow.bytes_received) == (3, 7)
+
+
 class Measured:
     """A hub whose telemetry is the real one."""
 
@@ -342,3 +352,22 @@ async def test_the_pulse_keeps_samples_and_surveys_sockets(
     assert now["gateway_event_loop_lag_seconds_count", ()] == 40
     assert now["gateway_turns_running", ()] == 1
     assert now["gateway_info", (("version", "1.0"),)] == 1
+
+
+async def test_a_multiplexed_socket_is_counted(nursery: trio.Nursery, autojump_clock: Any) -> None:
+    """One socket for many sessions counts once, and what it says counts like any other's."""
+    subject = measured(nursery)
+    await subject.bench.start()
+    client = FakeConnection()
+    admission = Admission(None, Identity("anonymous"), Dialect.V2_JSON, None, "203.0.113.1", "req")
+    nursery.start_soon(subject.bench.hub.serve, client, admission)
+    for session_id in ("a", "b"):
+        client.say({"type": "attach", "id": session_id, "session_id": session_id})
+    await client.wait_for("welcome", times=2)
+
+    now = subject.samples()
+
+    assert now["gateway_sockets_open", (("dialect", "codelab.v2.json"),)] == 1
+    assert now["gateway_sessions_live", ()] == 2
+    assert now["gateway_socket_frames_received_total", ()] == 2
+    assert now["gateway_socket_bytes_sent_total", ()] > 0

@@ -59,6 +59,14 @@ class Flow:
         self.until_sample = EVENTS_PER_SAMPLE
         return True
 
+    def note_received(self, frame: str | bytes) -> None:
+        """A data frame came from a socket."""
+        self.frames_received += 1
+        if isinstance(frame, bytes) or frame.isascii():
+            self.bytes_received += len(frame)
+        else:
+            self.bytes_received += len(frame.encode("utf-8", "surrogatepass"))
+
     def note_added(self, seconds: float) -> None:
         """A timed event took so long."""
         if len(self._added) < MAX_TIMED:

@@ -72,7 +72,7 @@ class ClientReader:
         """Read until the socket is gone. Raises ``ConnectionClosed``."""
         while True:
             frame = await self._connection.receive()
-            self._count(frame)
+            self._runner.flow.note_received(frame)
             try:
                 messages = self._decode(frame)
             except InvalidMessage as error:
@@ -95,14 +95,6 @@ class ClientReader:
             await self._handle(message, fields)
         except GatewayError as error:
             self._refuse(error, fields)
-
-    def _count(self, frame: str | bytes) -> None:
-        flow = self._runner.flow
-        flow.frames_received += 1
-        if isinstance(frame, bytes) or frame.isascii():
-            flow.bytes_received += len(frame)
-        else:
-            flow.bytes_received += len(frame.encode("utf-8", "surrogatepass"))
 
     def _decode(self, frame: str | bytes) -> list[_Decoded]:
         dialect = self._admission.dialect

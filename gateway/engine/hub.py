@@ -259,6 +259,7 @@ class Hub:
             identity=identity,
             join=partial(self._join_lane, identity),
             telemetry=self._telemetry,
+            flow=self.flow,
             rate=self._rate(admission, shared),
         )
         self._check_room()

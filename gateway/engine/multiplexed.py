@@ -22,6 +22,7 @@ from attrs import evolve, frozen
 from gateway.core.client_messages import Attach, Authenticate, Detach, message_id_of, parse_client_message
 from gateway.core.codec import decode_json_frame, decode_msgpack_frame
 from gateway.core.errors import GatewayError, InvalidMessage, Overloaded, RateLimited
+from gateway.core.flow import Flow
 from gateway.core.session_id import is_session_id
 from gateway.core.websocket_protocol import CloseCode, Dialect
 from gateway.engine.client_reader import ClientReader
@@ -57,9 +58,11 @@ class MultiplexedReader:
         identity: IdentityWatch,
         join: JoinSession,
         telemetry: Telemetry,
+        flow: Flow,
         rate: MessageRate,
     ) -> None:
         self._connection = connection
+        self._flow = flow
         self._shared = shared
         self._admission = admission
         self._identity = identity
@@ -74,7 +77,9 @@ class MultiplexedReader:
         async with trio.open_nursery() as nursery:
             try:
                 while True:
-                    await self._take(await self._connection.receive(), nursery)
+                    frame = await self._connection.receive()
+                    self._flow.note_received(frame)
+                    await self._take(frame, nursery)
             except ConnectionClosed as reason:
                 closed = reason
             finally:
