@@ -102,11 +102,15 @@ def _page_paths(pages: WebPages) -> dict[str, dict[str, Any]]:
             | {"parameters": [_FILTER]}
         }
         paths["/dashboard/sessions/{session_id}"] = {
-            "get": _admin("get_dashboard_session", "A session and its timeline.", "application/json", "404")
+            "get": _admin(
+                "get_dashboard_session", "A session and its timeline.", "application/json", "400", "404"
+            )
             | {"parameters": [_SESSION_ID]}
         }
         paths["/dashboard/sessions/{session_id}/close"] = {
-            "post": _admin("close_session", "Cancel its turn, close its sockets.", "application/json", "404")
+            "post": _admin(
+                "close_session", "Cancel its turn, close its sockets.", "application/json", "400", "404"
+            )
             | {"parameters": [_SESSION_ID]}
         }
     for name, part in pages.parts.items():
