@@ -122,7 +122,8 @@ class Pages:
     async def call(self, path: str, headers: dict[str, str] | None = None, method: str = "GET") -> Any:
         """One request."""
         client: Any = self.app.test_client()
-        return await client.open(path, method=method, headers=headers or {})
+        with trio.fail_after(5):  # a stream that should have been refused would not end
+            return await client.open(path, method=method, headers=headers or {})
 
 
 class Stream:
