@@ -16,7 +16,7 @@ from tests.browser.chromium import DESKTOP, Page, running_chromium
 from tests.end_to_end.processes import Process, started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """``gateway demo``, which has both pages on."""
     command = [sys.executable, "-m", "gateway", "demo", "--no-chat", "--bind", "127.0.0.1:0"]
@@ -24,7 +24,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         yield process
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """A browser, used by one test after another."""
     profile: Path = tmp_path_factory.mktemp("profile")
