@@ -102,8 +102,17 @@ async def open_gateway(configuration: Configuration, telemetry: StructlogTelemet
                 dedupe_window=settings.dedupe_window,
                 clock=clock,
                 telemetry=telemetry,
+                retention=settings.replay_retention,
+                node_lease=settings.node_lease,
             )
         )
+        if store.leases is not None:
+            telemetry.info(
+                "several_nodes",
+                node=store.leases.node,
+                lease_seconds=settings.node_lease,
+                not_supported="Redis Cluster, Sentinel; the multiplexed socket for sessions of other nodes",
+            )
         client = await stack.enter_async_context(agent_client(settings.agent_url, StreamingTransport()))
         authenticator, jwks = await _make_authenticator(configuration, telemetry, clock, stack)
         limits = limits_of(settings)
@@ -226,8 +235,8 @@ async def serve(
 def own_origins(urls: Sequence[str]) -> set[str]:
     """The origins of this gateway's pages as browsers on this machine write them.
 
-    Only names that nobody else can have: a page of another host name could be led here by its DNS. A gateway with
-    a name of its own has that in ``ALLOWED_ORIGINS``.
+    Only names that nobody else can have: a page of another host name could be led here by its DNS. A gateway
+    with a name of its own has that in ``ALLOWED_ORIGINS``.
     """
     ports = {url.rpartition(":")[2] for url in urls if url.startswith("http://")}
     return {f"http://{host}:{port}" for port in ports for host in ("127.0.0.1", "localhost", "[::1]")}

@@ -145,12 +145,18 @@ class Settings:
     store_url: str = _var(
         "sqlite:///gateway.sqlite3",
         store_url,
-        help="Where sessions are kept: memory://, sqlite:///FILE or redis://HOST:PORT/N.",
+        help="Where sessions are kept: memory://, sqlite:///FILE, or redis://HOST:PORT/N for several nodes.",
     )
     store_sync: str = _var(
         "normal",
         choice("normal", "full"),
-        help="What a SQLite store survives: normal: a crash of the process; full: power loss too, slower.",
+        help="What a SQLite store survives: normal: a crash of the process; full: power loss too, slower. "
+        "With Redis: whether commits wait for its disk.",
+    )
+    node_lease: float = _var(
+        "4",
+        seconds(0.5),
+        help="With Redis: how long a node must be silent until others take its sessions over.",
     )
 
     # ---- rate limits; the defaults stop a flood and are far above what an IDE, or an office of them, does

@@ -96,7 +96,7 @@ class Relays:
             if server == node:
                 socket.end(CloseCode.RESTARTING, _REASON)
         for (holder, relay), connection in list(self._served.items()):
-            if holder == node:
+            if holder == node and not connection.is_over:
                 self._mail.post(holder, Ended(relay, CloseCode.RESTARTING, _REASON))
                 connection.gone(CloseCode.RESTARTING, _REASON)
 

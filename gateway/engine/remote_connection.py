@@ -66,6 +66,11 @@ class RemoteConnection(ClientConnection):
             self._said.set()
             self._moved.set()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the client's socket is, or the way to it."""
+        return self._closed is not None
+
     # ------------------------------------------------------------------ ClientConnection
 
     @property

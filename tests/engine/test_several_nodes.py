@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -387,3 +388,25 @@ async def test_a_holder_that_drains_lets_its_relays_go(redis_server: RedisServer
         assert "draining" in remote.types()
         assert local.closed is None
         assert one.bench.hub.session_count == 1
+
+
+async def test_redis_away_leaves_every_node_responsive(redis_server: RedisServer) -> None:
+    """Relays end, nothing spins, and clients are served again when it is back."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        local = one.bench.connect(dialect=V2)
+        await local.wait_for("welcome")
+        remote = two.bench.connect(dialect=V2)
+        await remote.wait_for("welcome")
+        redis_server.signal(signal.SIGSTOP)
+        try:
+            local.say(user_message(id="m"))
+            remote.say(user_message(id="n"))
+            assert (await local.wait_for("nack"))["code"] == "STORE_UNAVAILABLE"
+            while remote.closed is None:
+                await remote.arrived.park()
+            assert remote.closed[0] == 1012
+        finally:
+            redis_server.signal(signal.SIGCONT)
+        await agent.stream(0)

@@ -33,6 +33,8 @@ def main() -> int:
         slots=arguments.slots,
         mean_uptime=arguments.uptime,
         cold=arguments.cold,
+        nodes=arguments.nodes,
+        redis=arguments.redis,
         keep=arguments.keep.resolve() if arguments.keep else None,
     )
     result = trio.run(run, options, _say)
@@ -60,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds that a gateway lives on average once it listens (%(default)s)",
     )
     parser.add_argument("--cold", action="store_true", help="execute each gateway anew instead of forking it")
+    parser.add_argument("--nodes", type=int, default=1, help="gateways at a time, on Redis (%(default)s)")
+    parser.add_argument("--redis", action="store_true", help="keep sessions in Redis, with one gateway too")
     parser.add_argument("--keep", type=Path, help="folder for store, log and records of broken promises")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     resume = commands.add_parser("resume", help="measure resumes instead")

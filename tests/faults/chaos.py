@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import signal
 
 import trio
 
 from tests.faults.cutting_proxy import CuttingProxy
 from tests.faults.gateway_process import GatewayFailed, GatewayProcess
+from tests.redis_server import RedisServer
 
 POINTS = ("post", "token", "sent", "ack", "call", "decided", "ended")
 """What a kill may strike at, as clients and runtime see it."""
@@ -17,7 +19,7 @@ STOPS = 0.05
 
 
 class Chaos:
-    """Kills the gateway ``kills`` times, and starts it again, while the proxies cut ``cuts`` connections."""
+    """Kills gateways ``kills`` times, and starts each again, while the proxies cut ``cuts`` connections."""
 
     def __init__(self, randomness: random.Random, *, kills: int, cuts: int, mean_uptime: float) -> None:
         self._random = randomness
@@ -27,19 +29,26 @@ class Chaos:
         self.kills = 0
         self.stops = 0
         """Ends by SIGTERM, in between."""
-        self.gateway: GatewayProcess | None = None
+        self.gateways: list[GatewayProcess] = []
+        self._victim: GatewayProcess | None = None
+        self.redis: RedisServer | None = None
+        """Is killed and started again too, where there is one."""
+        self.pauses = 0
+        """Gateways that were stopped in their tracks for longer than others wait for them."""
+        self.redis_kills = 0
+        self._starting = trio.Lock()
+        """A gateway ends when Redis is away as it starts, which is right and not what is looked for here."""
         self._point: str | None = None
         self.killed_at: dict[str, int] = {}
 
     def notify(self, point: str) -> None:
         """Something happened; a kill may have waited for it."""
-        if point == self._point and self.gateway is not None:
+        if point == self._point:
             self._point = None
             self._kill(point)
 
     def _kill(self, why: str) -> None:
-        assert self.gateway is not None
-        if self.gateway.kill():
+        if self._victim is not None and self._victim.kill():
             self.kills += 1
             self.killed_at[why] = self.killed_at.get(why, 0) + 1
 
@@ -48,11 +57,16 @@ class Chaos:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cut_agents, agents)
             nursery.start_soon(self._steer, clients)
+            if len(self.gateways) > 1:
+                nursery.start_soon(self._pause_some)
+            if self.redis is not None:
+                nursery.start_soon(self._restart_redis, self.redis)
             while self.kills < self.kills_wanted or clients.cuts < self.cuts_wanted:
                 if self._is_behind(clients):
                     await trio.sleep(0.05)
                 else:
-                    await self._kill_once()
+                    async with self._starting:
+                        await self._kill_once()
             nursery.cancel_scope.cancel()
         clients.mean_bytes = agents.mean_bytes = None
 
@@ -63,8 +77,7 @@ class Chaos:
         return clients.cuts < self.cuts_wanted * (self.kills / max(1, self.kills_wanted) - 0.05)
 
     async def _kill_once(self) -> None:
-        gateway = self.gateway
-        assert gateway is not None
+        gateway = self._victim = self._random.choice(self.gateways)
         if self._random.random() < STOPS:
             await gateway.wait_listening()
             await trio.sleep(self._random.expovariate(1 / self._mean_uptime))
@@ -96,6 +109,32 @@ class Chaos:
         while True:
             await trio.sleep(self._random.expovariate(0.5))
             agents.cut_all()
+
+    async def _pause_some(self) -> None:
+        """Now and then a gateway that wakes up and finds its sessions with others."""
+        while True:
+            await trio.sleep(self._random.expovariate(0.4))
+            gateway = self._random.choice(self.gateways)
+            if gateway.send(signal.SIGSTOP):
+                self.pauses += 1
+                try:
+                    await trio.sleep(self._random.uniform(0.2, 1.5))
+                finally:
+                    gateway.send(signal.SIGCONT)
+
+    async def _restart_redis(self, server: RedisServer) -> None:
+        """Now and then it is away for a moment; its log keeps everything."""
+        while True:
+            await trio.sleep(self._random.expovariate(0.2))
+            async with self._starting:
+                for gateway in self.gateways:
+                    await gateway.wait_listening()
+                server.kill()
+                self.redis_kills += 1
+                try:
+                    await trio.sleep(self._random.uniform(0, 1))
+                finally:
+                    server.start()
 
     async def _steer(self, clients: CuttingProxy) -> None:
         """Keep the cuts in step with the kills."""

@@ -13,6 +13,8 @@ from tests.faults.records import ClientRecord, Entry, Sent
 from tests.faults.websocket import SocketLost, WebSocket
 
 PATIENCE_SECONDS = 5.0
+NOT_ACCEPTED = ("STORE_UNAVAILABLE", "DRAINING")
+"""Codes of errors that say: nothing was accepted, try again."""
 
 
 class V1Client(Client):
@@ -67,6 +69,9 @@ class V1Client(Client):
             self._on_call(item)
         elif kind in ("ack", "error") and "message_id" in item:
             sent = self.record.sent.get(item["message_id"])
+            if sent is not None and not sent.answers and item.get("code") in NOT_ACCEPTED:
+                # What its user sees; nothing was accepted, so saying it again is another message.
+                self._later({key: value for key, value in sent.body.items() if key != "message_id"})
             if kind == "ack" or (sent is not None and not sent.answers):
                 self._answer(sent, item)
             if kind == "ack" and sent is not None and sent.body.get("decision", "reject") != "reject":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 
 import trio
@@ -14,14 +15,16 @@ CUT_KINDS = ("reset", "close", "client_first", "server_first", "stall")
 
 
 class CuttingProxy:
-    """Forwards connections to ``target_port`` on loopback.
+    """Forwards connections to one of ``target_ports`` on loopback, to any that listens.
 
     ``mean_bytes``: how many bytes a connection carries on average, both ways together, before it is cut;
     None: as many as it likes.
     """
 
-    def __init__(self, target_port: int, randomness: random.Random, mean_bytes: float | None) -> None:
-        self._target_port = target_port
+    def __init__(
+        self, target_ports: Sequence[int], randomness: random.Random, mean_bytes: float | None
+    ) -> None:
+        self._target_ports = target_ports
         self._random = randomness
         self.mean_bytes = mean_bytes
         self.cuts = 0
@@ -45,11 +48,16 @@ class CuttingProxy:
                 link.cut_at_once = True
                 link.scope.cancel()
 
+    async def _connect(self) -> trio.SocketStream | None:
+        for port in self._random.sample(self._target_ports, len(self._target_ports)):
+            with suppress(OSError):
+                return await trio.open_tcp_stream("127.0.0.1", port)
+        return None
+
     async def _forward(self, client: trio.SocketStream) -> None:
         self.connections += 1
-        try:
-            server = await trio.open_tcp_stream("127.0.0.1", self._target_port)
-        except OSError:
+        server = await self._connect()
+        if server is None:
             _reset(client)
             return
         link = _Link()

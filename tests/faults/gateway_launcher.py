@@ -19,6 +19,7 @@ def main() -> int:
     """Obey standard input until it ends."""
     is_cold, command = sys.argv[1] == "--cold", sys.argv[2:]
     if not is_cold:
+        import gateway.adapters.stores.redis
         import gateway.cli
     children: set[int] = set()
     try:

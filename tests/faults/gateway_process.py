@@ -72,6 +72,13 @@ class GatewayProcess:
         self.wake.set()
         return True
 
+    def send(self, number: signal.Signals) -> bool:
+        """Send a signal that does not end it; False when it is dead."""
+        if self.pid is None or self.wake.is_set():
+            return False
+        os.kill(self.pid, number)
+        return True
+
     async def reap(self) -> int:
         """Wait for the end of a gateway that was told to end; its exit code, negative for a signal."""
         pid, self.pid = self.pid, None

@@ -6,7 +6,8 @@ import json
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import attrs
@@ -22,6 +23,7 @@ from tests.faults.cutting_proxy import CuttingProxy
 from tests.faults.gateway_process import gateway_process
 from tests.faults.records import SessionRecord
 from tests.faults.violations import Violation
+from tests.redis_server import RedisServer
 
 SETTINGS = {
     "LOG_LEVEL": "WARNING",
@@ -30,6 +32,9 @@ SETTINGS = {
     "RATE_UPGRADES_PER_MINUTE": "0",
     "RATE_MESSAGES_PER_MINUTE": "0",
 }
+
+OF_REDIS = ("store_failing", "store_unavailable", "store_refused_commits", "session_lost_its_store")
+"""Errors that a gateway is to log when Redis is away, or when it was paused until others took over."""
 
 
 @frozen
@@ -44,6 +49,10 @@ class Options:
     mean_uptime: float = 0.15
     cold: bool = False
     """Execute each gateway anew instead of forking it from a process that has its imports."""
+    nodes: int = 1
+    """Gateways at a time; each connection goes to any of them."""
+    redis: bool = False
+    """Keep sessions in Redis, as several nodes have to, in place of a file."""
     keep: Path | None = None
     """Where the store, the log and the records of sessions with violations are left."""
 
@@ -56,6 +65,8 @@ class Result:
     seconds: float = 0.0
     kills: int = 0
     stops: int = 0
+    pauses: int = 0
+    redis_kills: int = 0
     killed_at: dict[str, int] = Factory(dict)
     cuts: int = 0
     upstream_cuts: int = 0
@@ -101,20 +112,32 @@ async def _run(options: Options, folder: Path, progress: Callable[[str], None]) 
     runtime = AgentRuntime(random.Random(randomness.random()), chaos.notify)
     async with trio.open_nursery() as nursery:
         await nursery.start(runtime.serve)
-        agents = CuttingProxy(runtime.port, random.Random(randomness.random()), 12_000.0)
+        agents = CuttingProxy([runtime.port], random.Random(randomness.random()), 12_000.0)
         await nursery.start(agents.serve)
         settings = SETTINGS | {
             "AGENT_URL": f"http://127.0.0.1:{agents.port}",
             "STORE_URL": f"sqlite:///{folder / 'faults.sqlite3'}",
         }
-        async with gateway_process(folder, settings, cold=options.cold) as gateway:
-            chaos.gateway = gateway
-            clients = CuttingProxy(gateway.port, random.Random(randomness.random()), 4000.0)
+        async with AsyncExitStack() as stack:
+            if options.redis or options.nodes > 1:
+                server = stack.enter_context(_redis(folder))
+                chaos.redis = server
+                settings |= {"STORE_URL": server.url, "NODE_LEASE": "0.5"}
+            gateways = [
+                await stack.enter_async_context(gateway_process(folder, settings, cold=options.cold))
+                for _ in range(options.nodes)
+            ]
+            chaos.gateways = gateways
+            ports = [gateway.port for gateway in gateways]
+            clients = CuttingProxy(ports, random.Random(randomness.random()), 4000.0)
+            direct = CuttingProxy(ports, random.Random(randomness.random()), None)
             await nursery.start(clients.serve)
-            await gateway.begin()
-            await gateway.wait_listening()
-            await gateway_ready(gateway.port)
-            world = World(clients.port, gateway.port, chaos.notify, [])
+            await nursery.start(direct.serve)
+            for gateway in gateways:
+                await gateway.begin()
+                await gateway.wait_listening()
+                await gateway_ready(gateway.port)
+            world = World(clients.port, direct.port, chaos.notify, [])
             over = trio.Event()
             numbers = iter(range(10**9))
 
@@ -139,19 +162,24 @@ async def _run(options: Options, folder: Path, progress: Callable[[str], None]) 
                 nursery.start_soon(report)
                 await chaos.run(clients, agents)
                 over.set()
-            if gateway.wake.is_set():
-                await gateway.reap()
-                await gateway.begin()
-            result.exit_code = await gateway.stop()
-            result.starts = gateway.starts
-            result.start_seconds = sorted(gateway.start_seconds)[len(gateway.start_seconds) // 2]
+            for gateway in gateways:
+                if gateway.wake.is_set():
+                    await gateway.reap()
+                    await gateway.begin()
+                result.exit_code = await gateway.stop() or result.exit_code or 0
+            result.starts = sum(gateway.starts for gateway in gateways)
+            took = sorted(seconds for gateway in gateways for seconds in gateway.start_seconds)
+            result.start_seconds = took[len(took) // 2]
             log = (folder / "gateway.log").read_text("utf-8", "replace")
         nursery.cancel_scope.cancel()
     result.stops = chaos.stops
+    result.pauses, result.redis_kills = chaos.pauses, chaos.redis_kills
     result.kills, result.killed_at, result.cuts = chaos.kills, chaos.killed_at, clients.cuts
     result.upstream_cuts, result.connections = agents.cuts, clients.connections
     result.seconds = trio.current_time() - began
     for line in log.splitlines():
+        if any(f'"event": "{event}"' in line for event in OF_REDIS):
+            continue
         if '"level":"error"' in line or '"level": "error"' in line or line.startswith("Traceback"):
             result.violations.append(Violation("protocol", "-", "gateway's log", line[:2000]))
     for end in world.bad_ends:
@@ -160,6 +188,16 @@ async def _run(options: Options, folder: Path, progress: Callable[[str], None]) 
         text = f"SIGTERM ended it with {result.exit_code}"
         result.violations.append(Violation("protocol", "-", "gateway", text))
     return result
+
+
+@contextmanager
+def _redis(folder: Path) -> Iterator[RedisServer]:
+    server = RedisServer(folder, "--appendonly", "yes")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 async def gateway_ready(port: int) -> None:

@@ -17,6 +17,7 @@ def describe(result: Result) -> str:
         f"seed {result.seed}, {result.seconds:.0f} s",
         f"kills      {result.kills} ({killed or 'none'}); starts took {result.start_seconds:.2f} s",
         f"drains     {result.stops}",
+        f"pauses     {result.pauses} of gateways; Redis killed {result.redis_kills} times",
         f"cuts       {result.cuts} of {result.connections} connections; {result.upstream_cuts} upstream",
         f"sessions   {result.sessions}",
         f"messages   {result.messages}, {result.repeats} of them repeated, {result.posts} POSTs",

@@ -61,10 +61,12 @@ def open_session_store(
     clock: Clock,
     telemetry: Telemetry,
     retention: float = 0.0,
+    node_lease: float = 4.0,
 ) -> AbstractAsyncContextManager[SessionStore]:
     """The store that ``url`` names, open inside the block. Raises ``ValueError`` for the URL at once.
 
     ``retention``: seconds that events are kept for, of which only a store that forgets by itself has to know.
+    ``node_lease``: seconds that a silent node keeps its sessions, where several share the store.
 
     Entering raises ``StoreUnavailable``; see ``open_sqlite_store`` and ``open_redis_store``.
     """
@@ -75,6 +77,7 @@ def open_session_store(
             full_sync=full_sync,
             dedupe_window=dedupe_window,
             retention=retention,
+            node_lease=node_lease,
             telemetry=telemetry,
         )
     if location.path is None:
@@ -86,7 +89,13 @@ def open_session_store(
 
 @asynccontextmanager
 async def _open_redis(
-    location: RedisLocation, *, full_sync: bool, dedupe_window: float, retention: float, telemetry: Telemetry
+    location: RedisLocation,
+    *,
+    full_sync: bool,
+    dedupe_window: float,
+    retention: float,
+    node_lease: float,
+    telemetry: Telemetry,
 ) -> AsyncIterator[SessionStore]:
     # Here, for it brings a client that takes 1.5 s and 35 MB to import, which no other store needs.
     from gateway.adapters.stores.redis import open_redis_store
@@ -96,6 +105,7 @@ async def _open_redis(
         full_sync=full_sync,
         dedupe_window=dedupe_window,
         retention=retention,
+        lease_seconds=node_lease,
         telemetry=telemetry,
     ) as store:
         yield store

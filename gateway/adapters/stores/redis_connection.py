@@ -80,7 +80,7 @@ class RedisConnection:
         self._tls = ssl.create_default_context() if location.tls else None
         self._connection: TCPConnection | None = None
         self._connected = trio.Event()
-        self._away: StoreUnavailable | None = StoreUnavailable("The session store is not open.")
+        self._away: str | None = "The session store is not open."
         """Set once an attempt to connect has failed: then calls do not wait for the next."""
         self._waits_for_disk = False
         self._highest_count = 0
@@ -192,7 +192,7 @@ class RedisConnection:
             f"The session store {what}. Nothing was accepted; try again.", retry_after=1
         )
         if self._away is None:
-            self._away = unavailable
+            self._away = unavailable.message
             self._telemetry.error("store_failing", cause=error)
         return unavailable
 
@@ -207,7 +207,9 @@ class RedisConnection:
             if connection is not None and connection.usable:
                 return connection
             if self._away is not None:
-                raise self._away
+                # Whoever tries again and again must not keep the others from running.
+                await trio.lowlevel.checkpoint()
+                raise StoreUnavailable(self._away, retry_after=1)
             with trio.CancelScope(deadline=give_up_at):
                 await self._connected.wait()
                 await trio.lowlevel.checkpoint()

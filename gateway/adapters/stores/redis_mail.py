@@ -88,6 +88,8 @@ class RedisMail(NodeMail):
                 answers = await self._connection.batch(commands)
             except StoreUnavailable as error:
                 answers = [error] * len(commands)
+                # Telling of the loss makes letters again, which would fail as fast.
+                await trio.sleep(_RECONNECT_SECONDS)
             for node, answer in zip(outbox, answers, strict=True):
                 if isinstance(answer, BaseException) or answer == 0:
                     self._lost(node)
