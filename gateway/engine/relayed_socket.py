@@ -45,6 +45,7 @@ class RelayedSocket:
         self._taken = 0
         self._in_hand = 0
         """Payloads given to the connection and not taken by the kernel yet."""
+        self._is_greeted = False
         self._is_blocked = False
         self._blocked = trio.Event()
         self._ending: tuple[int, str] | None = None
@@ -63,6 +64,7 @@ class RelayedSocket:
 
     def sent(self, payloads: Sequence[bytes]) -> None:
         """Payloads for the client."""
+        self._is_greeted = True
         self._waiting += payloads
         if not self._is_blocked:
             self._flush()
@@ -74,8 +76,8 @@ class RelayedSocket:
             self._over.cancel()
 
     def send_control(self, fields: dict[str, object]) -> None:
-        """Send one object of this node's own, which the other does not count."""
-        if not self._is_blocked:
+        """Send one object of this node's own, which the other does not count; never before its welcome."""
+        if self._is_greeted and not self._is_blocked:
             try:
                 self._is_blocked = not self._connection.send_nowait((encode_control(fields, self.dialect),))
             except ConnectionClosed:

@@ -403,6 +403,8 @@ async def test_redis_away_leaves_every_node_responsive(redis_server: RedisServer
         try:
             local.say(user_message(id="m"))
             remote.say(user_message(id="n"))
+            # Each node has a letter for the other, which fails, and telling of that makes more letters.
+            one.bench.hub.runners["s"].renew_epoch("for the test")
             assert (await local.wait_for("nack"))["code"] == "STORE_UNAVAILABLE"
             while remote.closed is None:
                 await remote.arrived.park()
@@ -410,3 +412,21 @@ async def test_redis_away_leaves_every_node_responsive(redis_server: RedisServer
         finally:
             redis_server.signal(signal.SIGCONT)
         await agent.stream(0)
+
+
+async def test_nothing_goes_before_the_welcome(redis_server: RedisServer) -> None:
+    """A holder that drains while the other node has not answered yet closes the socket without a word."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        local = one.bench.connect(dialect=V2)
+        await local.wait_for("welcome")
+        remote = two.bench.connect(dialect=V2)
+        while not two.bench.hub.socket_count:
+            await trio.lowlevel.checkpoint()
+        assert remote.frames == []
+        await two.bench.hub.drain()
+
+        assert remote.closed is not None
+        assert remote.closed[0] == 1012
+        assert [kind for kind in remote.types() if kind == "draining"] == []

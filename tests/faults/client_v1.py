@@ -27,7 +27,12 @@ class V1Client(Client):
         self._connected = trio.Event()
 
     def _is_answered(self) -> bool:
-        return all(sent.is_settled or sent.unanswered_at_loss for sent in self.record.sent.values())
+        return all(
+            sent.is_settled
+            or sent.unanswered_at_loss
+            or any(answer.get("code") in NOT_ACCEPTED for answer in sent.answers)
+            for sent in self.record.sent.values()
+        )
 
     async def say(self, body: dict[str, Any]) -> None:
         """Send once, on the socket that is there; without one soon, never."""
