@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -147,6 +147,55 @@ async def test_a_stuck_redis_is_an_error_within_a_second_and_back_within_two(own
         await store.commit([numbered_commit("s", 2)])
         await store.commit([numbered_commit("s", 3)])
         assert (await held(store)).last_seq == 9
+
+
+class Network:
+    """Forwards connections to Redis until it is cut: then nothing goes through, and nobody is told."""
+
+    def __init__(self, port: int) -> None:
+        self._target_port = port
+        self.port = 0
+        self.is_whole = trio.Event()
+        self.is_whole.set()
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Forward until cancelled."""
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.port = int(listeners[0].socket.getsockname()[1])
+        task_status.started()
+        await trio.serve_listeners(self._forward, listeners)
+
+    async def _forward(self, client: trio.SocketStream) -> None:
+        await self.is_whole.wait()
+        async with await trio.open_tcp_stream("127.0.0.1", self._target_port) as server:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pump, client, server)
+                nursery.start_soon(self._pump, server, client)
+
+    async def _pump(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while data := await source.receive_some():
+                await self.is_whole.wait()
+                await target.send_all(data)
+            await target.aclose()
+
+
+async def test_a_network_that_swallows_everything_is_noticed_in_time(redis_server: RedisServer) -> None:
+    """An error within a second without any sign of a broken connection; mended, it works within two."""
+    network = Network(redis_server.port)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(network.serve)
+        async with Place(f"redis://127.0.0.1:{network.port}").open() as store:
+            await store.claim("s", "ada", 1.0)
+            await store.commit([numbered_commit("s", 1)])
+            network.is_whole = trio.Event()
+            for _ in range(2):
+                assert await seconds_to_refuse(store, numbered_commit("s", 2)) < 1.0
+            network.is_whole.set()
+            assert await until_works(store) < 2.0
+            await store.commit([numbered_commit("s", 2)])
+            assert (await held(store)).last_seq == 6
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_same_commits_may_be_tried_again_after_no_answer(own_redis: RedisServer) -> None:
