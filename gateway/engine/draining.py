@@ -16,7 +16,7 @@ from gateway.ports import Telemetry
 
 RECONNECT_MS = (100, 2000)
 """When clients are told to come back, spread so that not all do at once."""
-RECONNECT_MS_ELSEWHERE = (100, 800)
+RECONNECT_MS_ELSEWHERE = (50, 500)
 """… and where other nodes are up, so that nobody waits for a restart."""
 _MOVING_SHARE = 0.7
 """Of the time that a drain has, for turns that cannot move to end by themselves."""

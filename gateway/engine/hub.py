@@ -90,10 +90,8 @@ class Hub:
         self.flow = Flow()
         """What has passed through; published by ``engine/pulse.py``."""
         self._relays: Relays | None = None
-        if store.leases is not None:
-            self._relays = Relays(
-                store.leases.mail, serve=self.serve, flow=self.flow, limits=limits, telemetry=telemetry
-            )
+        if (leases := store.leases) is not None:
+            self._relays = Relays(leases.mail, self.serve, flow=self.flow, limits=limits, telemetry=telemetry)
 
     @property
     def session_count(self) -> int:
@@ -241,6 +239,7 @@ class Hub:
         assert self._relays is not None, "without leases every session is here"
         if isinstance(connection, RemoteConnection):
             raise Draining("The session has moved. Reconnect.")
+        self._check_room()
         with self._relays.open(connection, admission, node) as socket:
             self.sockets.add(socket, admission)
             try:

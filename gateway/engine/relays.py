@@ -31,8 +31,8 @@ class Relays:
     def __init__(
         self,
         mail: NodeMail,
-        *,
         serve: Callable[[ClientConnection, Admission], Awaitable[None]],
+        *,
         flow: Flow,
         limits: Limits,
         telemetry: Telemetry,

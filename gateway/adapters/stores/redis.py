@@ -274,7 +274,7 @@ class RedisStore(SessionStore):
 
     async def unfinished(self) -> Sequence[str]:
         """Sessions with a turn that was running or messages queued. Raises ``StoreUnavailable``."""
-        return await self._indexes.unfinished()
+        return await self._indexes.unfinished(await self._indexes.marks())
 
     # ------------------------------------------------------------------ housekeeping
 

@@ -63,19 +63,22 @@ class SessionIndexes:
             # An earlier commit in the same call had left nothing to do.
             self._marked[session_id] = mark
 
-    async def unfinished(self) -> list[str]:
-        """Sessions with a turn that was running or messages queued. Raises ``StoreUnavailable``."""
+    async def marks(self) -> dict[str, int]:
+        """Sessions that may have a turn running or messages queued. Raises ``StoreUnavailable``."""
         found = await self._connection.call(b"ZRANGE", UNFINISHED_SESSIONS, 0, -1, b"WITHSCORES")
-        marks = {member.decode(): int(score) for member, score in found}
+        return {member.decode(): int(score) for member, score in found}
+
+    async def unfinished(self, marks: dict[str, int]) -> list[str]:
+        """Those of some marked sessions that really have. Raises ``StoreUnavailable``."""
         unfinished: list[str] = []
         session_ids = list(marks)
         for start in range(0, len(session_ids), STEP_SESSIONS):
             some = session_ids[start : start + STEP_SESSIONS]
             answers = await self._connection.each("unfinished", some)
             unfinished += [each for each, answer in zip(some, answers, strict=True) if answer == UNFINISHED]
-        for session_id in unfinished:
-            self._marked[session_id] = marks.pop(session_id)
-        self._finished |= marks
+        for session_id, mark in marks.items():
+            # Marked again meanwhile, by this process, it has a newer mark.
+            (self._marked if session_id in unfinished else self._finished).setdefault(session_id, mark)
         return unfinished
 
     async def expire(
