@@ -20,6 +20,8 @@ from gateway.ports import Telemetry
 
 RELEASE_SECONDS = 0.1
 """Between looks for turns that end, and between releases: many sessions go in one call."""
+MOVED_AT_ONCE = 16
+"""Sessions that are handed over together: each stands still for as long as all of them take."""
 
 
 class OwnedElsewhere(Exception):
@@ -133,7 +135,7 @@ class SessionOwnership:
             return
         while waiting := list(self._runners.values()):
             is_late = trio.current_time() >= by
-            ready = [runner for runner in waiting if is_late or runner.can_move]
+            ready = [runner for runner in waiting if is_late or runner.can_move][:MOVED_AT_ONCE]
             for runner in ready:
                 runner.suspend()
             for runner in ready:
