@@ -167,10 +167,10 @@ class Network:
 
     async def _forward(self, client: trio.SocketStream) -> None:
         await self.is_whole.wait()
-        async with await trio.open_tcp_stream("127.0.0.1", self._target_port) as server:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._pump, client, server)
-                nursery.start_soon(self._pump, server, client)
+        server = await trio.open_tcp_stream("127.0.0.1", self._target_port)
+        async with server, trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump, client, server)
+            nursery.start_soon(self._pump, server, client)
 
     async def _pump(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
