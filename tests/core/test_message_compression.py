@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zlib
 
 import pytest
@@ -93,6 +94,21 @@ def test_a_bomb_stops_at_the_limit() -> None:
     with pytest.raises(TooLarge):
         inflate_all()
     assert sum(inflated) <= 100_000
+
+
+def test_a_bomb_costs_no_memory() -> None:
+    """Fifty megabytes in one piece are never made: what is inflated stops at the limit, and then it raises."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = compressor.compress(bytes(50_000_000)) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    inflater = Inflater(15, limit=100_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge):
+            inflater.inflate(bomb)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_a_message_of_exactly_the_limit_passes() -> None:
