@@ -97,7 +97,7 @@ def test_a_bomb_stops_at_the_limit() -> None:
 
 
 def test_a_bomb_costs_no_memory() -> None:
-    """Fifty megabytes in one piece are never made: what is inflated stops at the limit, and then it raises."""
+    """Fifty megabytes in one piece are never made: inflation stops at the limit."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = compressor.compress(bytes(50_000_000)) + compressor.flush(zlib.Z_SYNC_FLUSH)
     inflater = Inflater(15, limit=100_000)
