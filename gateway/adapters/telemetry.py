@@ -27,9 +27,6 @@ from gateway.core.metrics import METRICS, Metric, MetricKind
 from gateway.core.overview import JournalEntry
 from gateway.core.redaction import Redactor, one_line
 
-METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Prometheus text format, of what ``StructlogTelemetry.render`` returns."""
-
 MAX_LABEL_SETS = 100
 """Label combinations kept per metric; further ones are counted as ``other``. Labels are meant to be bounded
 (``core/metrics.py``); this holds when one turns out to be a caller's choice."""

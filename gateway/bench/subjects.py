@@ -52,8 +52,6 @@ class Launch:
 
     name: str
     start: Callable[[], AbstractContextManager[Running]]
-    is_ours: bool
-    """Whether it can be started anew for each measurement of memory."""
 
 
 @frozen
@@ -70,7 +68,7 @@ class Subject:
 
 def gateway_launch(store: str, agent_url: str) -> Launch:
     """A gateway of this package on ``memory://`` or ``sqlite``, in a folder that is removed afterwards."""
-    return Launch(f"gateway {store}", partial(_gateway, store, agent_url), is_ours=True)
+    return Launch(f"gateway {store}", partial(_gateway, store, agent_url))
 
 
 def running_launch(name: str, url: str, pid: int) -> Launch:
@@ -84,7 +82,7 @@ def running_launch(name: str, url: str, pid: int) -> Launch:
     def start() -> Iterator[Running]:
         yield running
 
-    return Launch(name, start, is_ours=False)
+    return Launch(name, start)
 
 
 def peer_launch(script: Path, agent_url: str, python: str) -> Launch:
@@ -118,7 +116,7 @@ def peer_launch(script: Path, agent_url: str, python: str) -> Launch:
             ]
     else:
         raise BenchError(f"{script}: a peer is a Node script (.mjs, .js) or a FastAPI module (.py)")
-    return Launch(name, partial(_peer, name, command, environment), is_ours=True)
+    return Launch(name, partial(_peer, name, command, environment))
 
 
 @contextmanager

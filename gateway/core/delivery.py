@@ -82,24 +82,31 @@ def encode_accepted(effect: Accepted, dialect: Dialect) -> bytes | None:
 
 def encode_refused(effect: Refused, dialect: Dialect) -> bytes:
     """The answer to a message that was not taken: ``error`` for v1, ``nack`` for v2."""
-    error = effect.error
-    if dialect is Dialect.V1:
-        fields = error_fields(error)
-        if effect.message_id is not None:
-            fields["message_id"] = effect.message_id
-    else:
-        fields = {
-            "type": "nack",
-            "id": effect.message_id,
-            "code": error.code,
-            "message": error.message,
-            "retryable": error.retryable,
-        }
-        if error.retry_after is not None:
-            fields["retry_after_s"] = error.retry_after
+    if dialect is not Dialect.V1:
+        return encode_control(nack_fields(effect), dialect)
+    fields = error_fields(effect.error)
+    if effect.message_id is not None:
+        fields["message_id"] = effect.message_id
     if effect.call_id is not None:
         fields["call_id"] = effect.call_id
     return encode_control(fields, dialect)
+
+
+def nack_fields(effect: Refused) -> dict[str, object]:
+    """A ``nack``."""
+    error = effect.error
+    fields: dict[str, object] = {
+        "type": "nack",
+        "id": effect.message_id,
+        "code": error.code,
+        "message": error.message,
+        "retryable": error.retryable,
+    }
+    if error.retry_after is not None:
+        fields["retry_after_s"] = error.retry_after
+    if effect.call_id is not None:
+        fields["call_id"] = effect.call_id
+    return fields
 
 
 def error_fields(error: GatewayError) -> dict[str, object]:

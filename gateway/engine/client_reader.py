@@ -21,7 +21,7 @@ from gateway.core.client_messages import (
 )
 from gateway.core.codec import decode_json_frame, decode_json_object, decode_msgpack_frame
 from gateway.core.effects import Refused
-from gateway.core.errors import GatewayError, InsufficientScope, InvalidMessage, RateLimited
+from gateway.core.errors import GatewayError, InsufficientScope, InvalidMessage
 from gateway.core.identity import SCOPE_WRITE
 from gateway.core.session import Sender
 from gateway.core.websocket_protocol import Dialect
@@ -74,9 +74,9 @@ class ClientReader:
             frame = await self._connection.receive()
             self._runner.flow.note_received(frame)
             try:
-                messages = self._decode(frame)
+                messages = decode_messages(frame, self._admission.dialect)
             except InvalidMessage as error:
-                self._refuse_counted(error, {})
+                self._refuse(self._rate.refusal(self._identity.identity, error), {})
                 continue
             for number, (fields, raw) in enumerate(messages):
                 if number:
@@ -89,27 +89,12 @@ class ClientReader:
         try:
             message = parse_client_message(fields, raw, v2=self._v2)
         except InvalidMessage as error:
-            self._refuse_counted(error, fields)
+            self._refuse(self._rate.refusal(self._identity.identity, error), fields)
             return
         try:
             await self._handle(message, fields)
         except GatewayError as error:
             self._refuse(error, fields)
-
-    def _decode(self, frame: str | bytes) -> list[_Decoded]:
-        dialect = self._admission.dialect
-        if isinstance(frame, bytes):
-            if dialect is not Dialect.V2_MSGPACK:
-                raise InvalidMessage("Invalid JSON message: this socket speaks JSON in text frames.")
-            return decode_msgpack_frame(frame)
-        if dialect is Dialect.V2_MSGPACK:
-            raise InvalidMessage(
-                "Invalid MessagePack message: this socket speaks MessagePack in binary frames."
-            )
-        if dialect is Dialect.V2_JSON:
-            return decode_json_frame(frame)
-        raw = frame.encode("utf-8", "surrogatepass")
-        return [(decode_json_object(raw), raw.strip())]
 
     async def _handle(self, message: ClientMessage, fields: dict[str, object]) -> None:
         if isinstance(message, Ack):
@@ -135,14 +120,6 @@ class ClientReader:
         sender = Sender(identity.subject, self._admission.request_id, self._v2)
         self._runner.receive(message, sender, self._socket)
 
-    def _refuse_counted(self, error: GatewayError, fields: dict[str, object]) -> None:
-        # What is invalid costs no less than what is valid.
-        try:
-            self._rate.check(self._identity.identity)
-        except RateLimited as limited:
-            error = limited
-        self._refuse(error, fields)
-
     def _refuse(self, error: GatewayError, fields: dict[str, object]) -> None:
         self._telemetry.count("gateway_errors_total", code=error.code)
         self._runner.last_error = error.code
@@ -154,3 +131,17 @@ class ClientReader:
                 call_id if isinstance(call_id, str) and len(call_id) <= 256 else None,
             )
         )
+
+
+def decode_messages(frame: str | bytes, dialect: Dialect) -> list[_Decoded]:
+    """The messages in one frame, each with its JSON bytes. Raises ``InvalidMessage``."""
+    if isinstance(frame, bytes):
+        if dialect is not Dialect.V2_MSGPACK:
+            raise InvalidMessage("Invalid JSON message: this socket speaks JSON in text frames.")
+        return decode_msgpack_frame(frame)
+    if dialect is Dialect.V2_MSGPACK:
+        raise InvalidMessage("Invalid MessagePack message: this socket speaks MessagePack in binary frames.")
+    if dialect is Dialect.V2_JSON:
+        return decode_json_frame(frame)
+    raw = frame.encode("utf-8", "surrogatepass")
+    return [(decode_json_object(raw), raw.strip())]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import trio
 
-from gateway.core.errors import RateLimited
+from gateway.core.errors import GatewayError, RateLimited
 from gateway.core.identity import ANONYMOUS_SUBJECT, Identity
 from gateway.core.rate_limit import RateLimiter, address_caller, subject_caller
 from gateway.core.websocket_protocol import CloseCode
@@ -50,6 +50,14 @@ class MessageRate:
             self._telemetry.count("gateway_rate_limited_total", what="messages")
             self._count_refusal(now)
             raise
+
+    def refusal(self, identity: Identity, error: GatewayError) -> GatewayError:
+        """What to answer a message that is refused for ``error``: it counts like one that is valid."""
+        try:
+            self.check(identity)
+        except RateLimited as limited:
+            return limited
+        return error
 
     def _count_refusal(self, now: float) -> None:
         if self._refusals is None:

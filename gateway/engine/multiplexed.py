@@ -20,12 +20,13 @@ import trio
 from attrs import evolve, frozen
 
 from gateway.core.client_messages import Attach, Authenticate, Detach, message_id_of, parse_client_message
-from gateway.core.codec import decode_json_frame, decode_msgpack_frame
-from gateway.core.errors import GatewayError, InvalidMessage, Overloaded, RateLimited
+from gateway.core.delivery import nack_fields
+from gateway.core.effects import Refused
+from gateway.core.errors import GatewayError, InvalidMessage, Overloaded
 from gateway.core.flow import Flow
 from gateway.core.session_id import is_session_id
-from gateway.core.websocket_protocol import CloseCode, Dialect
-from gateway.engine.client_reader import ClientReader
+from gateway.core.websocket_protocol import CloseCode
+from gateway.engine.client_reader import ClientReader, decode_messages
 from gateway.engine.identity_watch import IdentityWatch
 from gateway.engine.message_rate import MessageRate
 from gateway.engine.session_socket import SessionSocket
@@ -91,9 +92,9 @@ class MultiplexedReader:
 
     async def _take(self, frame: str | bytes, nursery: trio.Nursery) -> None:
         try:
-            messages = self._decode(frame)
+            messages = decode_messages(frame, self._admission.dialect)
         except InvalidMessage as error:
-            self._refuse_counted(error, {})
+            self._refuse(self._rate.refusal(self._identity.identity, error), {})
             return
         for number, (fields, raw) in enumerate(messages):
             if number:
@@ -102,14 +103,9 @@ class MultiplexedReader:
             try:
                 await self._handle(fields, raw, nursery)
             except InvalidMessage as error:
-                self._refuse_counted(error, fields)
+                self._refuse(self._rate.refusal(self._identity.identity, error), fields)
             except GatewayError as error:
                 self._refuse(error, fields)
-
-    def _decode(self, frame: str | bytes) -> list[tuple[dict[str, object], bytes]]:
-        if isinstance(frame, bytes) is not (self._admission.dialect is Dialect.V2_MSGPACK):
-            raise InvalidMessage(f"This socket speaks {self._admission.dialect.value}; see docs/protocol.md.")
-        return decode_msgpack_frame(frame) if isinstance(frame, bytes) else decode_json_frame(frame)
 
     async def _handle(self, fields: dict[str, object], raw: bytes, nursery: trio.Nursery) -> None:
         kind = fields.get("type")
@@ -178,23 +174,9 @@ class MultiplexedReader:
         attached.socket.leave()
         self._shared.close_lane(attached.lane)
 
-    def _refuse_counted(self, error: GatewayError, fields: dict[str, object]) -> None:
-        # What is invalid costs no less than what is valid.
-        try:
-            self._rate.check(self._identity.identity)
-        except RateLimited as limited:
-            error = limited
-        self._refuse(error, fields)
-
     def _refuse(self, error: GatewayError, fields: dict[str, object]) -> None:
         self._telemetry.count("gateway_errors_total", code=error.code)
-        nack: dict[str, object] = {
-            "type": "nack",
-            "id": message_id_of(fields, v2=True),
-            "code": error.code,
-            "message": error.message,
-            "retryable": error.retryable,
-        }
+        nack = nack_fields(Refused(error, message_id_of(fields, v2=True)))
         session_id = fields.get("session_id")
         if is_session_id(session_id):
             nack["session_id"] = session_id
