@@ -87,7 +87,7 @@ def test_a_token_takes_no_more_system_calls_than_budgeted(
     for attempt in range(1, ATTEMPTS):
         if not exceeded(name, counted):
             break
-        # Threads that meet at a lock only ever add calls, and not in every run; work that was added is in all.
+        # Threads that meet at a lock only ever add calls, not in every run; added work is in all of them.
         again = _count_calls(store, step, tmp_path / str(attempt))
         counted = {what: min(counted[what], again[what]) for what in counted}
     assert counted["sendto"] > 0
