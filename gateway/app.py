@@ -5,6 +5,7 @@
     ├── JWKS refresher         with USE_JWT_AUTH
     ├── pulse                  event-loop lag, totals for the metrics
     ├── front door             one port: trio-websocket for sockets, hypercorn + Quart for REST
+    ├── metrics listener       with METRICS_BIND
     └── shutdown watcher       SIGTERM, SIGINT → drain
 
 A crash in a connection or a session is contained in its branch. A crash here ends the process with a
@@ -32,6 +33,7 @@ from gateway.adapters.auth import InternalKeyAuthenticator, TokenAuthenticator
 from gateway.adapters.front_door import FrontDoor, FrontDoorLimits
 from gateway.adapters.jwks import JwksCache, JwksTiming, jwks_http_client
 from gateway.adapters.listeners import open_listeners
+from gateway.adapters.metrics_listener import MetricsListener
 from gateway.adapters.rest import agent_client as rest_client
 from gateway.adapters.rest import create_app
 from gateway.adapters.sse_agent import SseAgentRuntime, agent_client
@@ -40,6 +42,7 @@ from gateway.adapters.streaming_transport import StreamingTransport
 from gateway.adapters.telemetry import StructlogTelemetry
 from gateway.adapters.websocket import WebSocketSettings
 from gateway.config import Configuration
+from gateway.config_values import is_loopback_bind
 from gateway.core.errors import Draining
 from gateway.core.jwt_rules import TokenRules
 from gateway.core.limits import Limits
@@ -71,6 +74,7 @@ class Gateway:
     pulse: Pulse
     rest: QuartTrio
     jwks: JwksCache | None
+    render_metrics: Callable[[], bytes]
     origins: set[str]
     """Browser origins whose sockets are let in; ``serve`` adds this gateway's own for the playground."""
 
@@ -182,6 +186,7 @@ async def open_gateway(configuration: Configuration, telemetry: StructlogTelemet
             pulse=pulse,
             rest=rest,
             jwks=jwks,
+            render_metrics=render_metrics,
             origins=origins,
         )
 
@@ -206,6 +211,7 @@ async def serve(
             )
             front_door = _front_door(gateway)
             async with trio.open_nursery() as root:
+                await root.start(serve_metrics, gateway)
                 if gateway.jwks is not None:
                     await root.start(gateway.jwks.run)
                 await root.start(gateway.hub.run)
@@ -230,6 +236,25 @@ async def serve(
                     await serving.wait()
                 root.cancel_scope.cancel()
             telemetry.info("stopped")
+
+
+async def serve_metrics(
+    gateway: Gateway, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve ``/metrics`` where ``METRICS_BIND`` says, until cancelled; nothing to do where it is empty.
+
+    Raises ``OSError`` when an address cannot be bound.
+    """
+    binds = gateway.configuration.settings.metrics_bind
+    if not binds:
+        task_status.started()
+        return
+    listeners = await open_listeners(binds, backlog=64)
+    urls = [_url(listener.socket.getsockname()) for listener in listeners]
+    gateway.telemetry.info("metrics_listening", urls=urls)
+    if not all(is_loopback_bind(bind) for bind in binds):
+        gateway.telemetry.warning("metrics_open_to_other_machines", urls=urls)
+    await MetricsListener(gateway.render_metrics, gateway.telemetry).serve(listeners, task_status=task_status)
 
 
 def own_origins(urls: Sequence[str]) -> set[str]:

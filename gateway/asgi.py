@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import trio
 
 from gateway.adapters.quart_websocket import QuartWebSockets
-from gateway.app import Gateway, make_telemetry, open_gateway
+from gateway.app import Gateway, make_telemetry, open_gateway, serve_metrics
 from gateway.config import ConfigError, load_configuration
 from gateway.core.errors import StoreUnavailable
 from gateway.ports import Telemetry
@@ -52,6 +52,7 @@ class GatewayApplication:
         telemetry = make_telemetry(configuration.settings)
         with telemetry.route_standard_logging():
             async with open_gateway(configuration, telemetry) as gateway, trio.open_nursery() as nursery:
+                await nursery.start(serve_metrics, gateway)
                 if gateway.jwks is not None:
                     await nursery.start(gateway.jwks.run)
                 await nursery.start(_supervise, gateway)
@@ -87,7 +88,7 @@ def _refuse_to_start(error: Exception) -> NoReturn:
     reason: BaseException = error
     while isinstance(reason, BaseExceptionGroup) and len(reason.exceptions) == 1:
         reason = reason.exceptions[0]
-    if isinstance(reason, ConfigError | StoreUnavailable):
+    if isinstance(reason, ConfigError | StoreUnavailable | OSError):
         sys.stderr.write(f"gateway: {reason}\n")
         code = EX_CONFIG if isinstance(reason, ConfigError) else 1
     else:

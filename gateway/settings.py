@@ -186,7 +186,13 @@ class Settings:
     drain_timeout: float = _var(
         "10", seconds(0), help="How long a stop may take to hand over sockets and finish requests."
     )
-    metrics_public: bool = _var("false", boolean, help="Whether /metrics needs no key.")
+    metrics_public: bool = _var("false", boolean, help="Whether /metrics needs no key on the main port.")
+    metrics_bind: tuple[str, ...] = _var(
+        "",
+        binds,
+        help="Further addresses, separated by commas, that serve only /metrics, and to everybody who can "
+        "connect. Empty: none.",
+    )
     playground: bool = _var(
         "false",
         boolean,

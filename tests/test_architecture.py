@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "config": {"settings", "config_files", "config_values"},
     "config_docs": {"config", "settings"},
     # The composition roots: the only ones that know the engine and the adapters.
-    "app": {"engine", "adapters", "ports", "core", "config", "settings"},
+    "app": {"engine", "adapters", "ports", "core", "config", "config_values", "settings"},
     "asgi": {"app", "adapters", "config", "ports", "core"},
     "reference_agent": {"reference_agent", "core"},
     "client": {"client", "core"},
