@@ -18,7 +18,7 @@ import msgspec
 from gateway.bench.emitter import Plan
 from gateway.bench.percentiles import percentiles_ms
 from gateway.bench.process_figures import CannotMeasure, cpu_seconds, resident_kilobytes
-from gateway.bench.socket_client import DIALECTS, BenchError, SocketClient, upgrade_request
+from gateway.bench.socket_client import DIALECTS, BenchError, SocketClient, connect, upgrade_request
 
 CONNECTING_AT_ONCE = 50
 SETTLE_SECONDS = 1.0
@@ -184,23 +184,20 @@ async def _until_quiet(pid: int) -> None:
 async def _connect_all(assignment: Assignment, latencies: list[int]) -> list[SocketClient]:
     places = asyncio.Semaphore(CONNECTING_AT_ONCE)
 
-    async def connect(index: int) -> SocketClient:
+    async def connect_one(index: int) -> SocketClient:
         async with places:
             return await _connect(assignment, index, latencies)
 
-    return await asyncio.gather(*(connect(index) for index in range(assignment.sessions)))
+    return await asyncio.gather(*(connect_one(index) for index in range(assignment.sessions)))
 
 
 async def _connect(assignment: Assignment, index: int, latencies: list[int], query: str = "") -> SocketClient:
     path = assignment.path.replace("%d", str(index))
     host = f"{assignment.host}:{assignment.port}"
     request = upgrade_request(host, path, assignment.dialect, list(assignment.headers), query)
-    _, client = await asyncio.get_running_loop().create_connection(
-        lambda: SocketClient(assignment.dialect, latencies), assignment.host, assignment.port
+    return await connect(
+        assignment.host, assignment.port, request, assignment.dialect, latencies, within=ANSWER_SECONDS
     )
-    async with asyncio.timeout(ANSWER_SECONDS):
-        await client.open(request)
-    return client
 
 
 async def _all_done(answers: list[asyncio.Future[None]], expected: float) -> None:
@@ -214,12 +211,18 @@ async def _all_done(answers: list[asyncio.Future[None]], expected: float) -> Non
 
 def message(dialect: str, plan: Plan, message_id: str) -> bytes:
     """The user's message that asks for ``plan``, in the dialect's encoding."""
-    fields = {"type": "user_message", "content": str(plan), "role": "user"}
+    return _encoded(dialect, {"type": "user_message", "content": str(plan), "role": "user"}, message_id)
+
+
+def cancel(dialect: str, message_id: str) -> bytes:
+    """The message that stops the running turn, in the dialect's encoding."""
+    return _encoded(dialect, {"type": "cancel"}, message_id)
+
+
+def _encoded(dialect: str, fields: dict[str, str], message_id: str) -> bytes:
     if dialect != "v1":
         fields["id"] = message_id
-    if dialect == "v2-msgpack":
-        return msgspec.msgpack.encode(fields)
-    return msgspec.json.encode(fields)
+    return msgspec.msgpack.encode(fields) if dialect == "v2-msgpack" else msgspec.json.encode(fields)
 
 
 def _allow_descriptors(wanted: int) -> None:

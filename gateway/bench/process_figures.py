@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -39,3 +40,11 @@ def resident_kilobytes(pid: int) -> int:
         return int(status.partition("VmRSS:")[2].split()[0])
     except (OSError, IndexError, ValueError):
         raise CannotMeasure(f"no process {pid} whose memory could be read; is it still running?") from None
+
+
+def open_descriptors(pid: int) -> int:
+    """How many file descriptors a process has open. Raises ``CannotMeasure``."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError as error:
+        raise CannotMeasure(f"no process {pid} whose descriptors could be read: {error.strerror}") from None

@@ -40,11 +40,7 @@ def as_json(outcomes: Sequence[Outcome]) -> bytes:
     return msgspec.json.format(
         msgspec.json.encode(
             {
-                "machine": {
-                    "system": platform.platform(),
-                    "processor": platform.machine(),
-                    "python": platform.python_version(),
-                },
+                "machine": machine(),
                 "outcomes": [
                     {
                         "scenario": outcome.step.scenario,
@@ -63,6 +59,15 @@ def as_json(outcomes: Sequence[Outcome]) -> bytes:
         ),
         indent=2,
     )
+
+
+def machine() -> dict[str, str]:
+    """What it was measured on, as far as a reader may know."""
+    return {
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+    }
 
 
 def _cells(name: str, measured: Measurement) -> dict[str, str]:

@@ -105,8 +105,12 @@ class SocketClient(asyncio.Protocol):
         self.tokens = 0
         self.first_latency = 0
         self._sent_at = time.monotonic_ns()
-        self._transport.write(masked_frame(message, opcode=2 if self._is_binary else 1))
+        self.say(message)
         return self.answered
+
+    def say(self, message: bytes) -> None:
+        """Send a message that no answer of its own is expected to."""
+        self._transport.write(masked_frame(message, opcode=2 if self._is_binary else 1))
 
     def cut(self) -> None:
         """Drop the connection, as a network that goes away does."""
@@ -114,6 +118,14 @@ class SocketClient(asyncio.Protocol):
         if self._ack_timer is not None:
             self._ack_timer.cancel()
         self._transport.abort()
+
+    def leave(self) -> None:
+        """Close as a client that is done does, without waiting for the answer."""
+        self._is_closed_by_us = True
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+        self._transport.write(masked_frame((1000).to_bytes(2, "big"), opcode=8))
+        self._transport.close()
 
     # ------------------------------------------------------------------ called by asyncio
 
@@ -234,6 +246,18 @@ def _epoch(frames: bytes) -> str:
     # MessagePack: a byte that holds the length, then the text.
     text = found[1] or found[2][1 : 1 + (found[2][0] & 31)]
     return text.decode("ascii")
+
+
+async def connect(
+    host: str, port: int, request: bytes, dialect: str, latencies: list[int], *, within: float
+) -> SocketClient:
+    """A client whose upgrade was accepted. Raises ``BenchError``, ``TimeoutError`` and ``OSError``."""
+    _, client = await asyncio.get_running_loop().create_connection(
+        lambda: SocketClient(dialect, latencies), host, port
+    )
+    async with asyncio.timeout(within):
+        await client.open(request)
+    return client
 
 
 def upgrade_request(host: str, path: str, dialect: str, headers: list[str], query: str = "") -> bytes:

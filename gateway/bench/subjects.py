@@ -23,6 +23,7 @@ START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 SOCKET_PATH = "/api/v1/ws/bench-%d"
 
+_STORE_FILE = "gateway.sqlite3"
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 _SETTINGS = {
@@ -44,6 +45,8 @@ class Running:
     host: str
     port: int
     pid: int
+    store_file: Path | None = None
+    """Where it keeps sessions, if that is a file we know of."""
 
 
 @frozen
@@ -66,9 +69,12 @@ class Subject:
     headers: tuple[str, ...] = ()
 
 
-def gateway_launch(store: str, agent_url: str) -> Launch:
-    """A gateway of this package on ``memory://`` or ``sqlite``, in a folder that is removed afterwards."""
-    return Launch(f"gateway {store}", partial(_gateway, store, agent_url))
+def gateway_launch(store: str, agent_url: str, settings: Mapping[str, str] | None = None) -> Launch:
+    """A gateway of this package on ``memory://`` or ``sqlite``, in a folder that is removed afterwards.
+
+    ``settings`` are added to those that every measured gateway has.
+    """
+    return Launch(f"gateway {store}", partial(_gateway, store, agent_url, settings or {}))
 
 
 def running_launch(name: str, url: str, pid: int) -> Launch:
@@ -135,23 +141,26 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return kept | {"PYTHONPATH": path} | dict(extra)
 
 
-def gateway_command(store: str, agent_url: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+def gateway_command(
+    store: str, agent_url: str, folder: Path, settings: Mapping[str, str] | None = None
+) -> tuple[list[str], dict[str, str]]:
     """How to start a gateway in ``folder``: its command and its environment."""
-    url = "memory://" if store == "memory://" else f"sqlite:///{folder}/gateway.sqlite3"
-    settings = {**_SETTINGS, "STORE_URL": url, "AGENT_URL": agent_url}
-    environment = child_environment({f"GATEWAY__{name}": value for name, value in settings.items()})
+    url = "memory://" if store == "memory://" else f"sqlite:///{folder}/{_STORE_FILE}"
+    all_settings = {**_SETTINGS, "STORE_URL": url, "AGENT_URL": agent_url, **(settings or {})}
+    environment = child_environment({f"GATEWAY__{name}": value for name, value in all_settings.items()})
     return [sys.executable, "-m", "gateway", "serve", "--bind", "127.0.0.1:0"], environment
 
 
 @contextmanager
-def _gateway(store: str, agent_url: str) -> Iterator[Running]:
+def _gateway(store: str, agent_url: str, settings: Mapping[str, str]) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
-        command, environment = gateway_command(store, agent_url, Path(folder))
+        command, environment = gateway_command(store, agent_url, Path(folder), settings)
         with _process(command, environment, Path(folder)) as process:
             parts = urlsplit(_wait_listening(process))
             assert parts.hostname is not None
             assert parts.port is not None
-            yield Running(parts.hostname, parts.port, process.pid)
+            store_file = None if store == "memory://" else Path(folder, _STORE_FILE)
+            yield Running(parts.hostname, parts.port, process.pid, store_file)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from gateway.bench.process_figures import CannotMeasure, check_platform
 from gateway.bench.report import as_json, table
 from gateway.bench.runner import Outcome, Runner
 from gateway.bench.scenarios import SCENARIOS, Step
+from gateway.bench.soak import Soak, run_soak
+from gateway.bench.soak_report import soak_json, soak_svg, soak_table
 from gateway.bench.socket_client import DIALECTS, BenchError
 from gateway.bench.subjects import (
     SOCKET_PATH,
+    Launch,
     Subject,
     gateway_launch,
     peer_launch,
@@ -28,7 +31,7 @@ from gateway.bench.targets import markdown, rows_of, run_targets
 from gateway.commands.exit_codes import CommandFailed, ExitCode
 from gateway.commands.parsers import add_command
 
-TARGETS = "targets"
+TARGETS, SOAK = "targets", "soak"
 _PEER_SUFFIXES = {"node": (".mjs", ".js"), "fastapi": (".py",)}
 
 
@@ -45,7 +48,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
           paced   100 sessions, a token each 20 ms        resume  reconnect with 1 000 events missed
           burst   20 sessions, as fast as it goes         ramp    10 to 1 000 sessions, 5 000 tokens/s in all
-          idle    1 000 sockets, nothing said             targets the table of docs/performance.md
+          idle    1 000 sockets, nothing said             soak    an hour of sessions that come and go
+          targets the table of docs/performance.md
 
         Without a scenario: the first five. All of them take 8 minutes on both stores, `--rounds 1` two.
         With --url and --pid a gateway that runs already is measured; its AGENT_URL must be the URL of
@@ -55,10 +59,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         gateway bench paced --rounds 1
         gateway bench paced burst --dialect v1 --dialect v2-json --json figures.json --plot figures.svg
         gateway bench paced burst --peer-script node_relay.mjs
+        gateway bench soak --minutes 60 --plot soak.svg
         gateway bench targets --peer-script node_relay.mjs --peer-script fastapi_relay.py
         """,
     )
-    parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, TARGETS, []], help="what to measure")
+    parser.add_argument(
+        "scenario", nargs="*", choices=[*SCENARIOS, SOAK, TARGETS, []], help="what to measure"
+    )
     parser.add_argument(
         "--store",
         action="append",
@@ -75,7 +82,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--tokens", metavar="N", type=_at_least_one, help="per session, instead of the scenario's"
     )
-    parser.add_argument("--pace", metavar="SECONDS", type=float, help="paced: from token to token")
+    parser.add_argument("--pace", metavar="SECONDS", type=float, help="paced, soak: from token to token")
+    parser.add_argument(
+        "--minutes", metavar="N", type=float, default=Soak().minutes, help="soak: how long (%(default)g)"
+    )
     running = parser.add_argument_group("what runs already")
     running.add_argument("--url", help="a gateway, instead of starting one")
     running.add_argument("--pid", type=int, help="its process")
@@ -114,23 +124,46 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and say what came out."""
-    is_targets = TARGETS in arguments.scenario
-    if is_targets and (len(arguments.scenario) > 1 or arguments.url):
-        raise CommandFailed("`targets` stands alone, and starts its own gateways.", ExitCode.USAGE)
+    alone = {TARGETS, SOAK} & set(arguments.scenario)
+    if alone and len(arguments.scenario) > 1:
+        raise CommandFailed(f"`{min(alone)}` stands alone.", ExitCode.USAGE)
+    if TARGETS in alone and arguments.url:
+        raise CommandFailed("`targets` starts its own gateways.", ExitCode.USAGE)
     if (arguments.url is None) != (arguments.pid is None):
         raise CommandFailed("--url and --pid go together: CPU and memory are the process's.", ExitCode.USAGE)
     try:
         check_platform()
         with running_emitter() as agent_url:
-            outcomes = _targets(arguments, agent_url) if is_targets else _scenarios(arguments, agent_url)
+            if SOAK in alone:
+                shown, data, chart = _soaked(arguments, agent_url)
+            else:
+                outcomes = (
+                    _targets(arguments, agent_url) if TARGETS in alone else _scenarios(arguments, agent_url)
+                )
+                shown = markdown(rows_of(outcomes)) if TARGETS in alone else table(outcomes)
+                data, chart = as_json(outcomes), svg(panels_of(outcomes))
     except (BenchError, CannotMeasure) as error:
         raise CommandFailed(str(error)) from None
     if arguments.json is not None:
-        arguments.json.write_bytes(as_json(outcomes))
+        arguments.json.write_bytes(data)
     if arguments.plot is not None:
-        arguments.plot.write_text(svg(panels_of(outcomes)), "utf-8")
-    sys.stdout.write(markdown(rows_of(outcomes)) if is_targets else table(outcomes))
+        arguments.plot.write_text(chart, "utf-8")
+    sys.stdout.write(shown)
     return ExitCode.OK
+
+
+def _soaked(arguments: argparse.Namespace, agent_url: str) -> tuple[str, bytes, str]:
+    soak = evolve(
+        Soak(minutes=arguments.minutes),
+        **{name: value for name in ("sessions", "pace") if (value := getattr(arguments, name))},
+    )
+    launches = _launches(arguments, agent_url, soak.settings)
+    subjects = [
+        Subject(launch.name, launch, path=arguments.path, headers=tuple(arguments.header))
+        for launch in launches
+    ]
+    outcomes = run_soak(soak, subjects, _say)
+    return soak_table(soak, outcomes), soak_json(soak, outcomes), soak_svg(soak, outcomes)
 
 
 def _targets(arguments: argparse.Namespace, agent_url: str) -> list[Outcome]:
@@ -147,11 +180,7 @@ def _scenarios(arguments: argparse.Namespace, agent_url: str) -> list[Outcome]:
     names: Sequence[str] = arguments.scenario or list(SCENARIOS)
     steps = [_adjusted(step, arguments) for name in dict.fromkeys(names) for step in SCENARIOS[name]]
     dialects = list(dict.fromkeys(arguments.dialect or ["v1"]))
-    if arguments.url is not None:
-        launches = [running_launch("gateway", arguments.url, arguments.pid)]
-    else:
-        stores = dict.fromkeys(arguments.store or ["memory://", "sqlite"])
-        launches = [gateway_launch(store, agent_url) for store in stores]
+    launches = _launches(arguments, agent_url, {})
     subjects = [
         Subject(
             f"{launch.name} {dialect}",
@@ -165,6 +194,13 @@ def _scenarios(arguments: argparse.Namespace, agent_url: str) -> list[Outcome]:
         for dialect in dialects
     ]
     return Runner(_say).run(steps, [*subjects, *_peers(arguments, agent_url)], arguments.rounds)
+
+
+def _launches(arguments: argparse.Namespace, agent_url: str, settings: Mapping[str, str]) -> list[Launch]:
+    if arguments.url is not None:
+        return [running_launch("gateway", arguments.url, arguments.pid)]
+    stores = dict.fromkeys(arguments.store or ["memory://", "sqlite"])
+    return [gateway_launch(store, agent_url, settings) for store in stores]
 
 
 def _adjusted(step: Step, arguments: argparse.Namespace) -> Step:
