@@ -73,9 +73,14 @@ class Visitor:
             session, dialect = f"{self.name}-{self._sessions}", self.randomness.choice(self.dialects)
             try:
                 await self._talk(session, dialect, until)
-            except (BenchError, OSError, TimeoutError) as error:
-                self.tally.failed(f"{session} ({dialect}): {error or type(error).__name__}")
-                await asyncio.sleep(1.0)
+            except TimeoutError:
+                self.tally.failed(f"{session} ({dialect}): no answer in time")
+            except (BenchError, OSError) as error:
+                self.tally.failed(f"{session} ({dialect}): {error!s:.300}")
+            else:
+                continue
+            # Not at once: whatever is wrong would be asked as fast as it can refuse.
+            await asyncio.sleep(1.0)
 
     async def _talk(self, session: str, dialect: str, until: float) -> None:
         client = await self._connect(session, dialect)
