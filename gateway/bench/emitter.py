@@ -25,7 +25,7 @@ _DONE = b'event: done\ndata: {"status":"completed"}\n\n'
 _END = b"%x\r\n%b\r\n0\r\n\r\n" % (len(_DONE), _DONE)
 _WRITE_BYTES = 64 << 10
 """Unpaced, so much is written at a time: more only waits in buffers and makes ``t`` old."""
-_PLAN = re.compile(rb"bench tokens=(\d+) pace=([\d.]+) wait=([\d.]+)")
+_PLAN = re.compile(rb"bench tokens=(\d+) pace=([\d.]+) wait=([\d.]+) size=(\d+)")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -37,22 +37,27 @@ class Plan(NamedTuple):
     """Seconds from token to token; 0: as fast as they are taken."""
     wait: float = 0.0
     """Seconds between the first token and the others."""
+    size: int = 0
+    """Bytes that are added to each token."""
 
     def __str__(self) -> str:
-        return f"bench tokens={self.tokens} pace={self.pace} wait={self.wait}"
+        return f"bench tokens={self.tokens} pace={self.pace} wait={self.wait} size={self.size}"
 
 
 def parse_plan(body: bytes) -> Plan:
     """The plan in a POST's body, whatever is around it; three tokens when there is none."""
     found = _PLAN.search(body)
-    return Plan(int(found[1]), float(found[2]), float(found[3])) if found else Plan(3)
+    return Plan(int(found[1]), float(found[2]), float(found[3]), int(found[4])) if found else Plan(3)
 
 
-def token_chunk(index: int, count: int, stamp: int) -> bytes:
-    """One token as a chunk; written the way Python's ``json.dumps`` does, as many runtimes send it."""
+def token_chunk(index: int, count: int, stamp: int, padding: bytes = b"") -> bytes:
+    """One token as a chunk, ``padding`` in its text.
+
+    Written the way Python's ``json.dumps`` does, as many runtimes send it.
+    """
     data = (
-        b'event: message\ndata: {"type": "assistant_message", "content": null, "token": "tok%d ", '
-        b'"is_final": %b, "t": %d}\n\n' % (index, b"true" if index == count - 1 else b"false", stamp)
+        b'event: message\ndata: {"type": "assistant_message", "content": null, "token": "tok%d %b", '
+        b'"is_final": %b, "t": %d}\n\n' % (index, padding, b"true" if index == count - 1 else b"false", stamp)
     )
     return b"%x\r\n%b\r\n" % (len(data), data)
 
@@ -65,6 +70,7 @@ class EmitterConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._received = b""
         self._plan = Plan(0)
+        self._padding = b""
         self._next = 0
         self._timer: asyncio.TimerHandle | None = None
         self._is_paused = False
@@ -108,8 +114,8 @@ class EmitterConnection(asyncio.Protocol):
         self._plan, self._received = parse_plan(rest[:size]), rest[size:]
         self._is_streaming = True
         self._next = 1
-        first = b"" if not self._plan.tokens else token_chunk(0, self._plan.tokens, time.monotonic_ns())
-        self._transport.write(HEAD + first)
+        self._padding = b"x" * self._plan.size
+        self._transport.write(HEAD + (self._token(0) if self._plan.tokens else b""))
         if self._plan.wait:
             self._timer = self._loop.call_later(self._plan.wait, self._go_on)
         else:
@@ -126,7 +132,7 @@ class EmitterConnection(asyncio.Protocol):
         if self._next >= self._plan.tokens:
             self._finish()
             return
-        self._transport.write(token_chunk(self._next, self._plan.tokens, time.monotonic_ns()))
+        self._transport.write(self._token(self._next))
         self._next += 1
         self._timer = self._loop.call_later(self._plan.pace, self._tick)
 
@@ -135,7 +141,7 @@ class EmitterConnection(asyncio.Protocol):
         chunks: list[bytes] = []
         size, tokens = 0, self._plan.tokens
         while self._next < tokens and size < _WRITE_BYTES:
-            chunk = token_chunk(self._next, tokens, time.monotonic_ns())
+            chunk = self._token(self._next)
             chunks.append(chunk)
             size += len(chunk)
             self._next += 1
@@ -145,6 +151,9 @@ class EmitterConnection(asyncio.Protocol):
         elif not self._is_paused:
             # The other streams' turn; when the peer is slow, resume_writing goes on.
             self._timer = self._loop.call_later(0, self._burst)
+
+    def _token(self, index: int) -> bytes:
+        return token_chunk(index, self._plan.tokens, time.monotonic_ns(), self._padding)
 
     def _finish(self) -> None:
         self._is_streaming = False

@@ -66,6 +66,14 @@ class Measurement(msgspec.Struct, kw_only=True, frozen=True):
     resume_ms: Percentiles | None = None
     """From connecting again to the last of the events missed."""
     kb_per_socket: float | None = None
+    neighbour_tokens_per_s: float | None = None
+    """Of the clients beside those measured, if there were any that read."""
+    closed_after_s: float | None = None
+    """The last of the clients that never read: from asking until its connection was closed."""
+    still_open: int | None = None
+    """How many that never read were not closed."""
+    kb_per_stalled: float | None = None
+    """Memory of a client that never reads, with its session, when it was the most."""
     resident_mb: float = 0.0
     """At the end."""
 
@@ -150,7 +158,7 @@ async def _measure_resume(assignment: Assignment) -> Measurement:
         client.ask(message(assignment.dialect, plan, f"{nonce}-{index}"))
     await _all_done([client.had_first_token for client in clients], wait)
     await asyncio.sleep(wait + plan.tokens * plan.pace)
-    await _until_quiet(assignment.pid)
+    await until_quiet(assignment.pid)
     times: list[int] = []
     wall = time.monotonic()
     for index, client in enumerate(clients):
@@ -171,7 +179,7 @@ async def _measure_resume(assignment: Assignment) -> Measurement:
     )
 
 
-async def _until_quiet(pid: int) -> None:
+async def until_quiet(pid: int) -> None:
     """Wait until the process has hardly used its CPU for a moment: all turns are over."""
     for _ in range(600):
         cpu = cpu_seconds(pid)

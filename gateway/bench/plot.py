@@ -36,6 +36,7 @@ _FIGURES: tuple[tuple[str, str, Callable[[Measurement], float | None]], ...] = (
     ("resume, p99", "ms", lambda measured: (measured.resume_ms or {}).get("p99")),
 )
 _MEMORY = ("memory per idle socket", "KB", lambda measured: measured.kb_per_socket)
+_STALLED = ("memory per client that never reads", "KB", lambda measured: measured.kb_per_stalled)
 
 
 def panels_of(outcomes: Sequence[Outcome]) -> list[Panel]:
@@ -46,6 +47,8 @@ def panels_of(outcomes: Sequence[Outcome]) -> list[Panel]:
         figures = (_MEMORY,) if step.kind == "idle" else _FIGURES
         if step.scenario in ("ramp", "burst"):
             figures = _FIGURES[:1]
+        elif step.kind == "neighbours":
+            figures = (_STALLED,)
         for name, unit, get in figures:
             bars = tuple(
                 (outcome.subject.name, value, outcome.subject.is_peer)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from gateway.bench.load import Measurement
+from gateway.bench.percentiles import median
 from gateway.bench.runner import Outcome
 
 
@@ -20,6 +21,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
         title = step.title if rounds == 1 else f"{step.title} (median of {rounds})"
         rows = [_cells(outcome.subject.name, outcome.median()) for outcome in mine]
         blocks.append(f"{title}\n{aligned(rows)}" + _ratios(mine))
+    for scenario in dict.fromkeys(outcome.step.scenario for outcome in outcomes):
+        blocks += _beside(scenario, outcomes)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -47,6 +50,7 @@ def as_json(outcomes: Sequence[Outcome]) -> bytes:
                         "sessions": outcome.step.sessions,
                         "tokens": outcome.step.tokens,
                         "pace_s": outcome.step.pace,
+                        "neighbours": outcome.step.neighbours and outcome.step.neighbours.title,
                         "subject": outcome.subject.name,
                         "dialect": outcome.subject.dialect,
                         "is_peer": outcome.subject.is_peer,
@@ -59,6 +63,34 @@ def as_json(outcomes: Sequence[Outcome]) -> bytes:
         ),
         indent=2,
     )
+
+
+def p99_ratios(outcome: Outcome, baseline: Outcome) -> list[float]:
+    """By how much the tokens' p99 differs from the baseline's, round by round."""
+    return [
+        mine.token_ms["p99"] / theirs.token_ms["p99"]
+        for mine, theirs in zip(outcome.rounds, baseline.rounds, strict=True)
+        if mine.token_ms and theirs.token_ms
+    ]
+
+
+def _beside(scenario: str, outcomes: Sequence[Outcome]) -> list[str]:
+    """What neighbours do to the p99 of the others: medians over the rounds, each against its own baseline."""
+    mine = [outcome for outcome in outcomes if outcome.step.scenario == scenario]
+    mine = [outcome for outcome in mine if outcome.step.kind == "stream"]
+    if not any(outcome.step.neighbours for outcome in mine):
+        return []
+    lines = []
+    for subject in dict.fromkeys(outcome.subject for outcome in mine):
+        baseline, *others = [outcome for outcome in mine if outcome.subject == subject]
+        for outcome in others:
+            ratios = p99_ratios(outcome, baseline)
+            assert outcome.step.neighbours is not None
+            lines.append(
+                f"  {subject.name}, beside {outcome.step.neighbours.title}: {median(ratios):.2f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+    return ["\n".join([f"{scenario}: token p99, of {mine[0].step.title.partition(': ')[2]} = 1", *lines])]
 
 
 def machine() -> dict[str, str]:
@@ -79,6 +111,12 @@ def _cells(name: str, measured: Measurement) -> dict[str, str]:
         "first token ms": spread(measured.first_token_ms),
         "token ms": spread(measured.token_ms),
         "resume ms": spread(measured.resume_ms),
+        "beside tokens/s": ""
+        if measured.neighbour_tokens_per_s is None
+        else f"{measured.neighbour_tokens_per_s:,.0f}",
+        "closed after s": number(measured.closed_after_s),
+        "not closed": "" if measured.still_open is None else str(measured.still_open),
+        "KB/stalled": number(measured.kb_per_stalled),
         "KB/socket": number(measured.kb_per_socket) if measured.tokens == 0 else "",
         "resident MB": number(measured.resident_mb),
     }

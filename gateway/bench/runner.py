@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +13,7 @@ import msgspec
 from attrs import Factory, define, frozen
 
 from gateway.bench.load import Assignment, Measurement
+from gateway.bench.neighbours import neighbours
 from gateway.bench.percentiles import median
 from gateway.bench.scenarios import WARM_UP, Step
 from gateway.bench.socket_client import BenchError
@@ -61,26 +63,49 @@ class Runner:
                 if launch not in processes:
                     processes[launch] = stack.enter_context(launch.start())
                     self.load(WARM_UP, outcome.subject, processes[launch])
-            for step in dict.fromkeys(outcome.step for outcome in lasting):
+            for scenario in dict.fromkeys(outcome.step.scenario for outcome in lasting):
+                # Steps of a scenario are compared with each other: they alternate too, none is always first.
+                mine = [outcome for outcome in lasting if outcome.step.scenario == scenario]
                 for number in range(rounds):
-                    for outcome in lasting:
-                        if outcome.step == step:
-                            running = processes[outcome.subject.launch]
-                            outcome.rounds.append(self._measure(outcome, running, number, rounds))
+                    for outcome in mine if number % 2 == 0 else reversed(mine):
+                        running = processes[outcome.subject.launch]
+                        outcome.rounds.append(self._measure(outcome, running, number, rounds))
         order = list(steps)
         return sorted(outcomes, key=lambda outcome: order.index(outcome.step))
 
     def _measure(self, outcome: Outcome, running: Running, number: int, rounds: int) -> Measurement:
         self.say(f"{outcome.step.title} · {outcome.subject.name} · {number + 1}/{rounds}")
         try:
-            return self.load(outcome.step, outcome.subject, running)
+            return self._beside_neighbours(outcome.step, outcome.subject, running)
         except BenchError as error:
             # Once more: minutes of other rounds would be lost. What fails twice is no accident.
             self.say(f"once more, because: {error}")
-            return self.load(outcome.step, outcome.subject, running)
+            return self._beside_neighbours(outcome.step, outcome.subject, running)
+
+    def _beside_neighbours(self, step: Step, subject: Subject, running: Running) -> Measurement:
+        if step.neighbours is None:
+            return self.load(step, subject, running)
+        with neighbours(step.neighbours, subject, running) as finish:
+            if step.kind == "neighbours":
+                time.sleep(step.hold)
+                measurement = Measurement(sessions=0, wall_s=step.hold)
+            else:
+                measurement = self.load(step, subject, running)
+            beside = finish()
+        return msgspec.structs.replace(
+            measurement,
+            # The process worked for the neighbours too.
+            cpu_us_per_token=None,
+            neighbour_tokens_per_s=beside.tokens_per_s if step.neighbours.readers else None,
+            closed_after_s=max(beside.closed_after_s, default=None),
+            still_open=beside.still_open if step.neighbours.stalled else None,
+            # Beside others it is not known whose memory grew.
+            kb_per_stalled=beside.kb_per_stalled if step.kind == "neighbours" else None,
+        )
 
     def load(self, step: Step, subject: Subject, running: Running) -> Measurement:
-        """One load, measured. Raises ``BenchError``."""
+        """One load, measured, without its neighbours. Raises ``BenchError``."""
+        assert step.kind != "neighbours"
         assignment = Assignment(
             kind=step.kind,
             host=running.host,

@@ -14,7 +14,7 @@ from gateway.bench.plot import panels_of, svg
 from gateway.bench.process_figures import CannotMeasure, check_platform
 from gateway.bench.report import as_json, table
 from gateway.bench.runner import Outcome, Runner
-from gateway.bench.scenarios import SCENARIOS, Step
+from gateway.bench.scenarios import BY_DEFAULT, SCENARIOS, Step
 from gateway.bench.soak import Soak, run_soak
 from gateway.bench.soak_report import soak_json, soak_svg, soak_table
 from gateway.bench.socket_client import DIALECTS, BenchError
@@ -49,7 +49,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
           paced   100 sessions, a token each 20 ms        resume  reconnect with 1 000 events missed
           burst   20 sessions, as fast as it goes         ramp    10 to 1 000 sessions, 5 000 tokens/s in all
           idle    1 000 sockets, nothing said             soak    an hour of sessions that come and go
-          targets the table of docs/performance.md
+          fairness  50 sessions beside a burst            targets the table of docs/performance.md
+          stalled   100 sessions beside clients that never read
 
         Without a scenario: the first five. All of them take 8 minutes on both stores, `--rounds 1` two.
         With --url and --pid a gateway that runs already is measured; its AGENT_URL must be the URL of
@@ -177,7 +178,7 @@ def _targets(arguments: argparse.Namespace, agent_url: str) -> list[Outcome]:
 
 
 def _scenarios(arguments: argparse.Namespace, agent_url: str) -> list[Outcome]:
-    names: Sequence[str] = arguments.scenario or list(SCENARIOS)
+    names: Sequence[str] = arguments.scenario or BY_DEFAULT
     steps = [_adjusted(step, arguments) for name in dict.fromkeys(names) for step in SCENARIOS[name]]
     dialects = list(dict.fromkeys(arguments.dialect or ["v1"]))
     launches = _launches(arguments, agent_url, {})
