@@ -19,9 +19,10 @@ import os
 import random
 import secrets
 import signal
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
@@ -32,7 +33,7 @@ from quart_trio import QuartTrio
 from gateway.adapters.auth import InternalKeyAuthenticator, TokenAuthenticator
 from gateway.adapters.front_door import FrontDoor, FrontDoorLimits
 from gateway.adapters.jwks import JwksCache, JwksTiming, jwks_http_client
-from gateway.adapters.listeners import open_listeners
+from gateway.adapters.listeners import listen_on, open_listeners
 from gateway.adapters.metrics_listener import MetricsListener
 from gateway.adapters.rest import agent_client as rest_client
 from gateway.adapters.rest import create_app
@@ -45,15 +46,20 @@ from gateway.config import Configuration
 from gateway.config_values import is_loopback_bind
 from gateway.core.errors import Draining
 from gateway.core.jwt_rules import TokenRules
-from gateway.core.limits import Limits
 from gateway.core.rate_limit import RateLimiter
+from gateway.core.worker_metrics import merge_pages
 from gateway.engine.admission import AdmissionRules, Admissions
 from gateway.engine.hub import Hub
 from gateway.engine.overview import HubOverview
 from gateway.engine.pulse import Pulse
 from gateway.engine.turn import TurnRunner
+from gateway.engine_limits import limits_of
+from gateway.node_ports import ASK_METRICS, Siblings
 from gateway.ports import Authenticator, Clock
 from gateway.settings import Settings
+
+METRICS_BACKLOG = 64
+"""Scrapers that wait to be accepted."""
 
 
 class SystemClock(Clock):
@@ -74,24 +80,43 @@ class Gateway:
     pulse: Pulse
     rest: QuartTrio
     jwks: JwksCache | None
-    render_metrics: Callable[[], bytes]
+    render_metrics: Callable[[], Awaitable[bytes]]
     origins: set[str]
     """Browser origins whose sockets are let in; ``serve`` adds this gateway's own for the playground."""
 
 
-def make_telemetry(settings: Settings) -> StructlogTelemetry:
-    """Logs to standard error, so that a command's own output stays clean."""
+@frozen
+class Seat:
+    """What a process of ``gateway serve --workers`` is given by its supervisor."""
+
+    siblings: Siblings
+    sockets: Sequence[socket.socket]
+    """Bound to the addresses of ``BIND``; instead of sockets of its own."""
+    metrics_sockets: Sequence[socket.socket]
+    """… and to those of ``METRICS_BIND``."""
+
+
+def make_telemetry(settings: Settings, *, worker: int | None = None) -> StructlogTelemetry:
+    """Logs to standard error, so that a command's own output stays clean.
+
+    With ``worker`` every line says which of several processes wrote it.
+    """
     return StructlogTelemetry(
         sys.stderr,
         log_level=settings.log_level,
         log_format=settings.log_format,
         secrets=[settings.internal_api_key],
+        bound={} if worker is None else {"worker": worker},
     )
 
 
 @asynccontextmanager
-async def open_gateway(configuration: Configuration, telemetry: StructlogTelemetry) -> AsyncIterator[Gateway]:
+async def open_gateway(
+    configuration: Configuration, telemetry: StructlogTelemetry, siblings: Siblings | None = None
+) -> AsyncIterator[Gateway]:
     """Wire a gateway. Raises ``StoreUnavailable`` when its store cannot be opened.
+
+    Its metrics are those of its ``siblings`` too.
 
     Resource handling: the store and the HTTP clients are open inside the block; whoever runs the hub does
     so inside it and has ended it before leaving.
@@ -158,9 +183,18 @@ async def open_gateway(configuration: Configuration, telemetry: StructlogTelemet
 
         pulse = Pulse(hub, run_turn, telemetry, clock, settings.version)
 
-        def render_metrics() -> bytes:
+        def render_own_metrics() -> bytes:
             pulse.publish()
             return telemetry.render()
+
+        async def render_metrics() -> bytes:
+            if siblings is None:
+                return render_own_metrics()
+            pages = await siblings.ask(ASK_METRICS)
+            return merge_pages({str(siblings.number): render_own_metrics(), **pages})
+
+        if siblings is not None:
+            siblings.answer(ASK_METRICS, lambda _: render_own_metrics())
 
         async def check_ready() -> None:
             if hub.draining:
@@ -178,6 +212,7 @@ async def open_gateway(configuration: Configuration, telemetry: StructlogTelemet
             check_ready=check_ready,
             overview=HubOverview(hub, pulse),
             journal=telemetry,
+            siblings=siblings,
         )
         yield Gateway(
             configuration=configuration,
@@ -197,21 +232,26 @@ async def serve(
     announce: Callable[[Sequence[str]], None],
     task_status: trio.TaskStatus[Sequence[str]] = trio.TASK_STATUS_IGNORED,
     stop: trio.Event | None = None,
+    seat: Seat | None = None,
+    telemetry: StructlogTelemetry | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT (or ``stop``), then drain. Started with the URLs it listens on.
 
     Raises ``StoreUnavailable``, and ``OSError`` when an address cannot be bound. A crash above the
-    bulkheads leaves as an exception.
+    bulkheads leaves as an exception. In a ``seat`` among others it listens on the sockets that it has there.
     """
-    telemetry = make_telemetry(configuration.settings)
+    telemetry = make_telemetry(configuration.settings) if telemetry is None else telemetry
+    siblings = None if seat is None else seat.siblings
     with telemetry.route_standard_logging():
-        async with open_gateway(configuration, telemetry) as gateway:
-            listeners = await open_listeners(
-                configuration.binds, backlog=int(configuration.hypercorn.get("backlog", 4096))
-            )
+        async with open_gateway(configuration, telemetry, siblings) as gateway:
+            backlog = int(configuration.hypercorn.get("backlog", 4096))
+            if seat is None:
+                listeners = await open_listeners(configuration.binds, backlog=backlog)
+            else:
+                listeners = listen_on(seat.sockets, backlog=backlog)
             front_door = _front_door(gateway)
             async with trio.open_nursery() as root:
-                await root.start(serve_metrics, gateway)
+                await root.start(serve_metrics, gateway, seat)
                 if gateway.jwks is not None:
                     await root.start(gateway.jwks.run)
                 await root.start(gateway.hub.run)
@@ -239,7 +279,10 @@ async def serve(
 
 
 async def serve_metrics(
-    gateway: Gateway, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    gateway: Gateway,
+    seat: Seat | None = None,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``/metrics`` where ``METRICS_BIND`` says, until cancelled; nothing to do where it is empty.
 
@@ -249,7 +292,10 @@ async def serve_metrics(
     if not binds:
         task_status.started()
         return
-    listeners = await open_listeners(binds, backlog=64)
+    if seat is None:
+        listeners = await open_listeners(binds, backlog=METRICS_BACKLOG)
+    else:
+        listeners = listen_on(seat.metrics_sockets, backlog=METRICS_BACKLOG)
     urls = [_url(listener.socket.getsockname()) for listener in listeners]
     gateway.telemetry.info("metrics_listening", urls=urls)
     if not all(is_loopback_bind(bind) for bind in binds):
@@ -265,32 +311,6 @@ def own_origins(urls: Sequence[str]) -> set[str]:
     """
     ports = {url.rpartition(":")[2] for url in urls if url.startswith("http://")}
     return {f"http://{host}:{port}" for port in ports for host in ("127.0.0.1", "localhost", "[::1]")}
-
-
-def limits_of(settings: Settings) -> Limits:
-    """The engine's bounds, from the settings."""
-    return Limits(
-        max_message_bytes=settings.max_message_bytes,
-        max_queued_messages=settings.max_queued_messages,
-        replay_events=settings.replay_events,
-        replay_bytes=settings.replay_bytes,
-        replay_total_bytes=settings.replay_total_bytes,
-        replay_retention=settings.replay_retention,
-        dedupe_window=settings.dedupe_window,
-        merge_bytes=settings.ws_merge_bytes,
-        unacked_bytes=settings.ws_unacked_bytes,
-        detach_grace=settings.detach_grace,
-        heartbeat_interval=settings.ws_heartbeat_interval,
-        pong_timeout=settings.ws_pong_timeout,
-        close_timeout=settings.ws_close_timeout,
-        send_timeout=settings.ws_send_timeout,
-        queue_timeout=settings.queue_timeout,
-        max_concurrent_turns=settings.max_concurrent_requests,
-        max_sockets=settings.max_sockets,
-        max_sessions=settings.max_sessions,
-        max_sockets_per_subject=settings.max_sockets_per_subject,
-        drain_timeout=settings.drain_timeout,
-    )
 
 
 async def _make_authenticator(

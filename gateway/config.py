@@ -92,17 +92,24 @@ class SettingRow:
 
 
 def load_configuration(
-    environment: Mapping[str, str], *, dotenv: Path | None = Path(".env"), bind: str | None = None
+    environment: Mapping[str, str],
+    *,
+    dotenv: Path | None = Path(".env"),
+    bind: str | None = None,
+    workers: str | None = None,
 ) -> Configuration:
     """Read everything and check everything.
 
     A value comes from ``environment``, else from the file ``dotenv`` (if there is one), else the default;
     a secret may be in the file that ``GATEWAY__<NAME>_FILE`` names. ``bind`` (``--bind``) goes before
-    ``GATEWAY__BIND``, which goes before ``hypercorn.toml``. Raises ``ConfigError`` with every problem.
+    ``GATEWAY__BIND``, which goes before ``hypercorn.toml``; ``workers`` (``--workers``) goes before
+    ``GATEWAY__WORKERS``. Raises ``ConfigError`` with every problem.
     """
     problems: list[Problem] = []
     given = _gather(environment, dotenv, problems)
     texts = _resolve_secret_files(given, problems)
+    if workers is not None:
+        texts["workers"] = workers, "--workers"
     settings = _convert(texts, problems)
     sources = {name: source for name, (_, source) in texts.items()}
     settings = _reconcile(settings, sources, problems)
@@ -282,6 +289,16 @@ def _dangers(configuration: Configuration) -> list[Problem]:
                 None,
                 f"is the default, which everybody knows, while other machines can reach "
                 f"{', '.join(configuration.binds)}; set a secret one, or bind to 127.0.0.1",
+            )
+        )
+    if settings.workers > 1 and not settings.store_url.startswith("redis"):
+        problems.append(
+            Problem(
+                variable("workers"),
+                str(settings.workers),
+                f"needs Redis: workers are processes that share sessions through the store, while "
+                f"{_shown('store_url', settings.store_url)} belongs to one process; set "
+                f"{variable('store_url')}=redis://HOST:PORT/0, or leave this at 1",
             )
         )
     if settings.allow_anonymous_ws and settings.use_jwt_auth:

@@ -1,9 +1,13 @@
-"""The Protocols between the engine and what connects several nodes on one store; see ``ports``."""
+"""The Protocols between what runs in this process and in others beside it; see ``ports``.
+
+Nodes on one store know each other by ``SessionLeases`` and ``NodeMail``; ``Siblings`` are the processes of
+one ``gateway serve --workers``, of which each is a node.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final, Protocol
 
 import trio
 
@@ -77,4 +81,34 @@ class NodeMail(Protocol):
         Calls ``take`` with a sender and its letters, and ``lost`` with a node when letters to or from it may
         be missing, and when it died. Neither may block. Raises ``StoreUnavailable`` before it has started.
         """
+        ...
+
+
+ASK_METRICS: Final = "metrics"
+"""What ``Siblings`` answer with the page of their own metrics."""
+ASK_SESSION: Final = "session"
+"""… and with what a dashboard shows of a session, if it is live there."""
+ASK_CLOSE_SESSION: Final = "close_session"
+"""… and after they closed a session, if it is live there."""
+
+
+class Siblings(Protocol):
+    """The other processes that listen on this one's port: what a caller asks of one concerns all."""
+
+    @property
+    def number(self) -> int:
+        """Which of them this process is, from 1."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many there are, with this one."""
+        ...
+
+    def answer(self, question: str, answer: Callable[[str], bytes | None]) -> None:
+        """Have questions of others answered by ``answer``, which gets what it is about and does not block."""
+        ...
+
+    async def ask(self, question: str, about: str = "") -> Mapping[str, bytes]:
+        """The answers of the others by number; of those that have one, and give it within a second."""
         ...

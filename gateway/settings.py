@@ -183,6 +183,12 @@ class Settings:
     hypercorn_config: str = _var(
         "hypercorn.toml", text, help="The hypercorn.toml to use; the default one may be missing."
     )
+    workers: int = _var(
+        "1",
+        whole(1, 64),
+        help="Processes of gateway serve on this machine that share its port; more than 1 only with Redis. "
+        "Limits count for each.",
+    )
     drain_timeout: float = _var(
         "10", seconds(0), help="How long a stop may take to hand over sockets and finish requests."
     )

@@ -23,8 +23,10 @@ MAY_IMPORT = {
     "settings": {"config_values"},
     "config": {"settings", "config_files", "config_values"},
     "config_docs": {"config", "settings"},
+    "engine_limits": {"core", "settings"},
     # The composition roots: the only ones that know the engine and the adapters.
-    "app": {"engine", "adapters", "ports", "core", "config", "config_values", "settings"},
+    "app": {"engine", "adapters", "ports", "node_ports", "core", "config", "config_values", "settings"}
+    | {"engine_limits"},
     "asgi": {"app", "adapters", "config", "ports", "core"},
     "reference_agent": {"reference_agent", "core"},
     "client": {"client", "core"},
@@ -37,7 +39,10 @@ MAY_IMPORT = {
     "demo": {"app", "config", "settings", "reference_agent"},
     "dev_token": {"core", "settings"},
     "commands": {"commands", "app", "demo", "chat", "dev_token", "reference_agent", "config", "config_files"}
-    | {"bench", "core"},
+    | {"bench", "workers", "core"},
+    "workers": {"workers", "adapters", "ports", "node_ports", "core", "config"},
+    # A process of `gateway serve --workers`, from its start on.
+    "worker": {"workers", "app", "commands", "core"},
     "cli": {"commands"},
     "__main__": {"cli"},
 }

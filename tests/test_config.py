@@ -278,6 +278,28 @@ def test_anonymous_sockets_contradict_jwt() -> None:
     assert "GATEWAY__ALLOW_ANONYMOUS_WS" in _problems(USE_JWT_AUTH="true", ALLOW_ANONYMOUS_WS="true")
 
 
+@pytest.mark.parametrize("store", ["memory://", "sqlite:///gateway.sqlite3"])
+def test_workers_need_redis(store: str) -> None:
+    """One clear problem that says why and what to do; one worker needs nothing, and Redis is enough."""
+    problems = _problems(WORKERS="4", STORE_URL=store)
+
+    assert list(problems) == ["GATEWAY__WORKERS"]
+    for word in ("share sessions", store, "GATEWAY__STORE_URL=redis://"):
+        assert word in problems["GATEWAY__WORKERS"]
+    assert _load(WORKERS="1", STORE_URL=store).settings.workers == 1
+    assert _load(WORKERS="4", STORE_URL="rediss://h:1/0").settings.workers == 4
+
+
+def test_the_command_line_goes_before_the_environment() -> None:
+    """``--workers``, checked as the variable is."""
+    environment = {"GATEWAY__WORKERS": "2", "GATEWAY__STORE_URL": "redis://h/0"}
+
+    found = load_configuration(environment, dotenv=None, workers="3")
+    assert (found.settings.workers, found.sources["workers"]) == (3, "--workers")
+    with pytest.raises(ConfigError, match="whole number from 1 to 64"):
+        load_configuration(environment, dotenv=None, workers="many")
+
+
 @pytest.mark.parametrize(
     ("smaller", "larger"),
     [

@@ -18,10 +18,7 @@ async def open_listeners(binds: Sequence[str], *, backlog: int) -> list[trio.Soc
     listeners: list[trio.SocketListener] = []
     try:
         for bind in binds:
-            for plain in _bind(bind):
-                plain.listen(backlog)
-                plain.setblocking(False)
-                listeners.append(trio.SocketListener(trio.socket.from_stdlib_socket(plain)))
+            listeners += listen_on(bind_sockets(bind), backlog=backlog)
     except OSError as error:
         for listener in listeners:
             listener.socket.close()
@@ -30,7 +27,16 @@ async def open_listeners(binds: Sequence[str], *, backlog: int) -> list[trio.Soc
     return listeners
 
 
-def _bind(bind: str) -> list[socket.socket]:
+def listen_on(sockets: Sequence[socket.socket], *, backlog: int) -> list[trio.SocketListener]:
+    """Listen on sockets that are bound, and take them over. Raises ``OSError``."""
+    for plain in sockets:
+        plain.listen(backlog)
+        plain.setblocking(False)
+    return [trio.SocketListener(trio.socket.from_stdlib_socket(plain)) for plain in sockets]
+
+
+def bind_sockets(bind: str) -> list[socket.socket]:
+    """Sockets bound to one address, not listening yet: one per address of its host. Raises ``OSError``."""
     if bind.startswith("unix:"):
         path = bind.removeprefix("unix:")
         with suppress(FileNotFoundError):

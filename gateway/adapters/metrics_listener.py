@@ -7,7 +7,7 @@ seconds needs; it keeps answering while the node drains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
@@ -39,7 +39,10 @@ class MetricsListener:
     """Answers with what ``render`` gives, until cancelled."""
 
     def __init__(
-        self, render: Callable[[], bytes], telemetry: Telemetry, limits: MetricsLimits | None = None
+        self,
+        render: Callable[[], Awaitable[bytes]],
+        telemetry: Telemetry,
+        limits: MetricsLimits | None = None,
     ) -> None:
         self._render = render
         self._telemetry = telemetry
@@ -98,7 +101,7 @@ class MetricsListener:
         except RequestRefused as refusal:
             self._telemetry.count("gateway_front_door_refusals_total", reason=refusal.reason)
             return refusal_of(refusal).as_response()
-        body = self._render()
+        body = await self._render()
         lines = (
             "HTTP/1.1 200 OK",
             f"Content-Type: {_METRICS_TYPE}",

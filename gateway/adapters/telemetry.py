@@ -9,6 +9,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from types import MappingProxyType
 from typing import Any, TextIO
 
 import structlog
@@ -44,8 +45,8 @@ class StructlogTelemetry:
 
     Nothing raises: a line that cannot be written is dropped, a metric that is not declared is reported once.
     ``log_format`` is ``json`` or ``console``; in the latter a traceback follows its line, indented.
-    ``secrets`` are masked wherever they turn up. For the thread that runs Trio; logging of dependencies may
-    come from any thread.
+    ``secrets`` are masked wherever they turn up; ``bound`` fields are on every line.
+    For the thread that runs Trio; logging of dependencies may come from any thread.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class StructlogTelemetry:
         log_level: str = "INFO",
         log_format: str = "json",
         secrets: Iterable[str] = (),
+        bound: Mapping[str, object] = MappingProxyType({}),
         metrics: Sequence[Metric] = METRICS,
     ) -> None:
         self._redactor = Redactor(secrets)
+        self._bound = bound
         self._level = logging.getLevelNamesMapping()[log_level]
         self._logger = structlog.wrap_logger(
             structlog.WriteLogger(stream),
@@ -140,7 +143,7 @@ class StructlogTelemetry:
             "level": entry["level"],
             "event": one_line(self._redactor.text(str(entry["event"]))),
         }
-        for name, value in entry["fields"].items():
+        for name, value in {**self._bound, **entry["fields"]}.items():
             safe[f"{name}_" if name in _RESERVED else name] = self._redactor.field(name, value)
         if entry["cause"] is not None:
             lines = "".join(traceback.format_exception(entry["cause"])).rstrip("\n")

@@ -14,10 +14,10 @@ from gateway.commands.exit_codes import CommandFailed, ExitCode
 from gateway.config import ConfigError, Configuration, load_configuration
 
 
-def read_configuration(*, bind: str | None = None) -> Configuration:
+def read_configuration(*, bind: str | None = None, workers: str | None = None) -> Configuration:
     """The configuration of this folder and environment. Raises ``CommandFailed`` with all its problems."""
     try:
-        return load_configuration(os.environ, dotenv=Path(".env"), bind=bind)
+        return load_configuration(os.environ, dotenv=Path(".env"), bind=bind, workers=workers)
     except ConfigError as error:
         raise CommandFailed(str(error), ExitCode.CONFIG) from None
 

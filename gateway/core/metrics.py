@@ -52,6 +52,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("gateway_bulkhead_catches_total", _COUNTER, "Crashes contained, by where.", ("where",)),
     Metric("gateway_errors_total", _COUNTER, "Errors told to clients, by code.", ("code",)),
+    Metric("gateway_worker_up", _GAUGE, "1 when this worker answered, else 0.", ("worker",)),
+    Metric("gateway_worker_restarts_total", _COUNTER, "Times that a worker was started again.", ("worker",)),
     # ---- sockets
     Metric("gateway_sockets_open", _GAUGE, "Open WebSockets, by what they speak.", ("dialect",)),
     Metric("gateway_sockets_closed_total", _COUNTER, "WebSockets ended, by close code.", ("code",)),

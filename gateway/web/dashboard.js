@@ -103,12 +103,12 @@ async function connect() {
   }
 }
 
-function pulse({ now, columns, samples: rows, sessions, found, troubles }) {
+function pulse({ now, columns, worker, samples: rows, sessions, found, troubles }) {
   if (byId("live").hidden) {
     byId("live").hidden = byId("lock").hidden = false;
     byId("login").hidden = true;
   }
-  status("connected", "Live");
+  status("connected", worker ? `Live: worker ${worker[0]} of ${worker[1]}` : "Live");
   if (isFresh) {
     isFresh = false;
     samples = [];

@@ -99,6 +99,11 @@ class FakeJournal(Journal):
         ][-limit:]
 
 
+async def _no_metrics() -> bytes:
+    await trio.lowlevel.checkpoint()
+    return b""
+
+
 class Pages:
     """The REST application with a dashboard."""
 
@@ -113,7 +118,7 @@ class Pages:
             telemetry=self.telemetry,
             clock=FixedClock(),
             agent=httpx.AsyncClient(),
-            render_metrics=bytes,
+            render_metrics=_no_metrics,
             check_ready=trio.lowlevel.checkpoint,
             overview=self.overview,
             journal=self.journal,

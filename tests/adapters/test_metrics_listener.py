@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,6 +13,16 @@ from gateway.adapters.metrics_listener import MAX_HEAD, MetricsLimits, MetricsLi
 from tests.adapters.socket_harness import RecordingTelemetry
 
 SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def giving(page: bytes) -> Callable[[], Awaitable[bytes]]:
+    """What renders this page."""
+
+    async def render() -> bytes:
+        await trio.lowlevel.checkpoint()
+        return page
+
+    return render
 
 
 @asynccontextmanager
@@ -39,7 +49,7 @@ async def ask(socket: trio.SocketListener, request: bytes) -> bytes:
 
 async def test_gives_the_metrics_to_who_asks() -> None:
     """No key; the answer is whole, and the connection closed after it."""
-    async with listening(MetricsListener(lambda: b"up 1\n", RecordingTelemetry())) as socket:
+    async with listening(MetricsListener(giving(b"up 1\n"), RecordingTelemetry())) as socket:
         head, _, body = (await ask(socket, SCRAPE)).partition(b"\r\n\r\n")
 
     assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4")
@@ -59,7 +69,7 @@ async def test_gives_the_metrics_to_who_asks() -> None:
 )
 async def test_serves_nothing_else(request_line: bytes, status: bytes) -> None:
     """Neither another path, nor another method, nor what is no HTTP."""
-    async with listening(MetricsListener(lambda: b"up 1\n", RecordingTelemetry())) as socket:
+    async with listening(MetricsListener(giving(b"up 1\n"), RecordingTelemetry())) as socket:
         answer = await ask(socket, request_line + b"\r\nHost: localhost\r\n\r\n")
 
     assert answer.split(b" ")[1] == status
@@ -69,7 +79,7 @@ async def test_serves_nothing_else(request_line: bytes, status: bytes) -> None:
 async def test_reads_no_endless_head() -> None:
     """What is too large for a head is refused, and counted."""
     telemetry = RecordingTelemetry()
-    async with listening(MetricsListener(lambda: b"", telemetry)) as socket:
+    async with listening(MetricsListener(giving(b""), telemetry)) as socket:
         answer = await ask(socket, b"GET /" + b"a" * MAX_HEAD)
 
     assert answer.split(b" ")[1] == b"431"
@@ -78,7 +88,7 @@ async def test_reads_no_endless_head() -> None:
 
 async def test_waits_for_nobody_forever() -> None:
     """Who does not say what it wants is closed in time, and then others are answered."""
-    listener = MetricsListener(lambda: b"up 1\n", RecordingTelemetry(), MetricsLimits(head=0.01, at_once=1))
+    listener = MetricsListener(giving(b"up 1\n"), RecordingTelemetry(), MetricsLimits(head=0.01, at_once=1))
     async with listening(listener) as socket:
         assert await ask(socket, b"GET /met") == b""
         assert (await ask(socket, SCRAPE)).endswith(b"up 1\n")
@@ -86,7 +96,7 @@ async def test_waits_for_nobody_forever() -> None:
 
 async def test_holds_few_connections() -> None:
     """One more than may be is closed unread."""
-    listener = MetricsListener(lambda: b"up 1\n", RecordingTelemetry(), MetricsLimits(at_once=1))
+    listener = MetricsListener(giving(b"up 1\n"), RecordingTelemetry(), MetricsLimits(at_once=1))
     async with listening(listener) as socket, await open_stream_to_socket_listener(socket) as first:
         await first.send_all(b"GET /met")
         await trio.testing.wait_all_tasks_blocked()
@@ -101,7 +111,8 @@ async def test_a_crash_ends_one_scrape() -> None:
     telemetry = RecordingTelemetry()
     crashes = iter([True, False])
 
-    def render() -> bytes:
+    async def render() -> bytes:
+        await trio.lowlevel.checkpoint()
         if next(crashes):
             raise ValueError("cannot be rendered")
         return b"up 1\n"
@@ -117,7 +128,7 @@ async def test_a_crash_ends_one_scrape() -> None:
 async def test_a_scraper_that_leaves_is_no_crash() -> None:
     """Not even with a reset in the middle of the answer."""
     telemetry = RecordingTelemetry()
-    async with listening(MetricsListener(lambda: b"x" * (1 << 22), telemetry)) as socket:
+    async with listening(MetricsListener(giving(b"x" * (1 << 22)), telemetry)) as socket:
         stream = await open_stream_to_socket_listener(socket)
         await stream.send_all(SCRAPE)
         await stream.receive_some(10)

@@ -27,6 +27,7 @@ from gateway.core.codec import encode_json
 from gateway.core.errors import GatewayError, HandshakeRefused, MessageTooLarge
 from gateway.core.http_refusal import refusal_of
 from gateway.core.request_context import request_id, traceparent
+from gateway.node_ports import Siblings
 from gateway.ports import Authenticator, Clock, Journal, Overview, SessionStore, Telemetry
 from gateway.settings import Settings
 
@@ -82,16 +83,17 @@ def create_app(
     telemetry: Telemetry,
     clock: Clock,
     agent: httpx.AsyncClient,
-    render_metrics: Callable[[], bytes],
+    render_metrics: Callable[[], Awaitable[bytes]],
     check_ready: Callable[[], Awaitable[None]],
     overview: Overview | None = None,
     journal: Journal | None = None,
+    siblings: Siblings | None = None,
 ) -> QuartTrio:
     """The REST application; it starts no task and closes nothing of what it is given.
 
     ``agent`` is ``agent_client(...)`` or one like it. ``check_ready`` raises ``GatewayError`` (``Draining``,
     ``StoreUnavailable``) while this node should not be sent work. The dashboard is there with an ``overview``
-    and a ``journal``.
+    and a ``journal``; what it says of one session it asks ``siblings`` for, too.
     """
     access = Access(
         authenticator,
@@ -121,7 +123,7 @@ def create_app(
     _add_own_routes(app, service, settings, render_metrics, openapi_document(settings.version, pages))
     _add_pages(app, pages)
     if overview is not None and journal is not None:
-        _add_dashboard(app, Dashboard(access, overview, journal, clock, telemetry))
+        _add_dashboard(app, Dashboard(access, overview, journal, clock, telemetry, siblings))
     for route in PROXY_ROUTES:
         _add_proxy_route(app, service, route)
     return app
@@ -221,7 +223,7 @@ def _add_own_routes(
     app: QuartTrio,
     service: RestService,
     settings: Settings,
-    render_metrics: Callable[[], bytes],
+    render_metrics: Callable[[], Awaitable[bytes]],
     contract: Mapping[str, Any],
 ) -> None:
     document = encode_json(contract)
@@ -235,7 +237,7 @@ def _add_own_routes(
     async def metrics() -> Response:
         if not settings.metrics_public:
             await service.allow_metrics(g.head)
-        return _answer(200, render_metrics(), {"Content-Type": _METRICS_TYPE})
+        return _answer(200, await render_metrics(), {"Content-Type": _METRICS_TYPE})
 
     async def openapi() -> Response:
         return _answer(200, document, {"Cache-Control": "no-cache"})

@@ -18,6 +18,7 @@ from gateway.core.errors import NotFound, Overloaded
 from gateway.core.identity import SCOPE_READ, SCOPE_WRITE, Identity
 from gateway.core.overview import JournalEntry, PulseSample
 from gateway.core.session_id import parse_session_id
+from gateway.node_ports import ASK_CLOSE_SESSION, ASK_SESSION, Siblings
 from gateway.ports import Clock, Journal, Overview, Telemetry
 
 INTERVAL: Final = 1.0
@@ -38,14 +39,24 @@ class Dashboard:
     """Serves the routes below ``/dashboard/``. Raises ``GatewayError`` for everything that is refused."""
 
     def __init__(
-        self, access: Access, overview: Overview, journal: Journal, clock: Clock, telemetry: Telemetry
+        self,
+        access: Access,
+        overview: Overview,
+        journal: Journal,
+        clock: Clock,
+        telemetry: Telemetry,
+        siblings: Siblings | None = None,
     ) -> None:
         self._access = access
         self._overview = overview
         self._journal = journal
         self._clock = clock
         self._telemetry = telemetry
+        self._siblings = siblings
         self._viewers = 0
+        if siblings is not None:
+            siblings.answer(ASK_SESSION, self._live_session)
+            siblings.answer(ASK_CLOSE_SESSION, self._close_live_session)
 
     async def events(self, head: RequestHead, containing: str) -> AsyncIterator[bytes]:
         """Check the caller, then give a stream that ends with the node, or with the caller's token."""
@@ -61,21 +72,40 @@ class Dashboard:
         """
         await self._admin(head, SCOPE_READ)
         session_id = parse_session_id(segment)
-        overview = self._overview.session(session_id)
+        live = self._live_session(session_id) or await self._ask_siblings(ASK_SESSION, session_id)
+        if live is not None:
+            return live
         timeline = self._journal.entries(session_id=session_id, limit=TIMELINE_SHOWN)
-        if overview is None and not timeline:
+        if not timeline:
             raise NotFound("There is no live session of that id, and the log has nothing of it.")
-        shown = None if overview is None else attrs.asdict(overview)
-        return encode_json({"session": shown, "timeline": _entries(timeline)})
+        return encode_json({"session": None, "timeline": _entries(timeline)})
 
     async def close_session(self, head: RequestHead, segment: str) -> bytes:
         """Cancel a session's turn and messages and close its sockets. Raises ``NotFound``."""
         identity = await self._admin(head, SCOPE_WRITE)
         session_id = parse_session_id(segment)
-        if not self._overview.close_session(session_id):
+        closed = self._close_live_session(session_id)
+        if closed is None and await self._ask_siblings(ASK_CLOSE_SESSION, session_id) is None:
             raise NotFound("There is no live session of that id; it may have ended meanwhile.")
         self._telemetry.warning("session_closed_by_operator", session_id=session_id, subject=identity.subject)
         return encode_json({"session_id": session_id, "closed": True})
+
+    def _live_session(self, session_id: str) -> bytes | None:
+        """What is shown of a session that lives in this process."""
+        overview = self._overview.session(session_id)
+        if overview is None:
+            return None
+        timeline = self._journal.entries(session_id=session_id, limit=TIMELINE_SHOWN)
+        return encode_json({"session": attrs.asdict(overview), "timeline": _entries(timeline)})
+
+    def _close_live_session(self, session_id: str) -> bytes | None:
+        return b"closed" if self._overview.close_session(session_id) else None
+
+    async def _ask_siblings(self, question: str, session_id: str) -> bytes | None:
+        """The answer of the process in which the session lives, if it is one of the others on this port."""
+        if self._siblings is None:
+            return None
+        return next(iter((await self._siblings.ask(question, session_id)).values()), None)
 
     async def _admin(self, head: RequestHead, scope: str) -> Identity:
         identity = await self._access.identify(head, scope)
@@ -87,6 +117,7 @@ class Dashboard:
         try:
             shown_until, seen = 0.0, 0
             due = trio.current_time()
+            worker = None if self._siblings is None else [self._siblings.number, self._siblings.count]
             while not self._overview.draining and not self._is_over(identity):
                 samples = [sample for sample in self._overview.samples if sample.at > shown_until]
                 if samples:
@@ -98,6 +129,7 @@ class Dashboard:
                 pulse = {
                     "now": self._clock.now(),
                     "columns": COLUMNS,
+                    "worker": worker,
                     "samples": [_row(sample) for sample in samples],
                     "sessions": [attrs.asdict(session) for session in found.sessions],
                     "found": found.found,
