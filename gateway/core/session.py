@@ -79,6 +79,7 @@ class Session:
         self.turn_first_seq = record.turn_first_seq if record else 0
         self._turn_message = record.turn_message if record else None
         self._resumable = record.resumable if record else False
+        self._unsent = record.unsent if record else False
         self._text_prefix = record.text_prefix if record else ""
         self._text_prefix_of = self.turn_id
         """The turn that ``_text_prefix`` is of: the one that clients see, which may be over already."""
@@ -184,7 +185,7 @@ class Session:
         self._transition(Signal.START)
         self.turn_id = message.turn_id
         self._turn_message = message
-        self._resumable = False
+        self._resumable = self._unsent = False
         self._last_event_id = None
         # None would leave the last turn's in the store: this one would be resumed behind events it never had.
         self._unsaved.last_event_id = ""
@@ -199,6 +200,10 @@ class Session:
         if turn_id == self.turn_id and resumable != self._resumable:
             self._resumable = resumable
             self._unsaved.record = True
+
+    def leave_unsent(self) -> None:
+        """The running turn's message was not sent, and is not going to be here: ``recover`` sends it."""
+        self._unsent = self._unsaved.record = True
 
     def agent_event(self, turn_id: str, event: AgentEvent, event_id: str | None = None) -> bool:
         """One event of the turn's stream; False when the turn is over and the event was dropped."""
@@ -244,6 +249,10 @@ class Session:
         """After ``stored`` was loaded: carry on what a crash cut, or say that its outcome is unknown."""
         if self.turn_state is not TurnState.RUNNING or self.turn_id is None:
             return self.start_next()
+        if self._unsent and self._turn_message is not None:
+            # Stored before it is sent: after a crash from here on nobody knows any more.
+            self._unsent, self._unsaved.record = False, True
+            return [StartTurn(self._turn_message)]
         if self._resumable and self._turn_message is not None:
             return [StartTurn(self._turn_message, resumes=True, last_event_id=self._last_event_id)]
         error = OutcomeUnknown(
@@ -289,6 +298,11 @@ class Session:
     def is_running(self, turn_id: str) -> bool:
         """Whether that turn is the one that runs."""
         return self.turn_id == turn_id and self.turn_state is TurnState.RUNNING
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the runtime said that the running turn's stream can be resumed."""
+        return self._resumable
 
     @property
     def is_at_rest(self) -> bool:
@@ -347,6 +361,7 @@ class Session:
             turn_first_seq=self.turn_first_seq,
             turn_message=self._turn_message,
             resumable=self._resumable,
+            unsent=self._unsent,
             pending=tuple(self.pending.values()),
             text_prefix=self._text_prefix if self._text_prefix_of == self.turn_id else "",
         )

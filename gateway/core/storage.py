@@ -81,6 +81,8 @@ class SessionRecord:
     """The message that the running turn was started with, for continuing it after a restart."""
     resumable: bool = False
     """Whether the runtime said that the running turn's stream can be resumed."""
+    unsent: bool = False
+    """Whether the running turn's message never went to the runtime: whoever has the session next sends it."""
     pending: tuple[PendingCall, ...] = ()
     text_prefix: str = field(default="", repr=False)
     """The part of the running answer whose events are already trimmed."""

@@ -9,6 +9,8 @@ Without leases (one process, its own store) every session is this node's, and no
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
@@ -20,8 +22,13 @@ from gateway.ports import Telemetry
 
 RELEASE_SECONDS = 0.1
 """Between looks for turns that end, and between releases: many sessions go in one call."""
-MOVED_AT_ONCE = 16
+MOVED_AT_ONCE = 4
 """Sessions that are handed over together: each stands still for as long as all of them take."""
+MOVE_SECONDS = 0.05
+"""From group to group: who takes a session over does ten times the work of who lets go of it."""
+MOST_MOVED_AT_ONCE = 64
+ALL_MOVED_SECONDS = 5.0
+"""In that time all that can go are to be gone: groups are larger where there are more sessions than that."""
 
 
 class OwnedElsewhere(Exception):
@@ -133,9 +140,15 @@ class SessionOwnership:
         leases = self._leases
         if leases is None:
             return
+        until = min(by, trio.current_time() + ALL_MOVED_SECONDS)
         while waiting := list(self._runners.values()):
-            is_late = trio.current_time() >= by
-            ready = [runner for runner in waiting if is_late or runner.can_move][:MOVED_AT_ONCE]
+            now = trio.current_time()
+            rounds_left = max(1.0, (until - now) / MOVE_SECONDS)
+            most = max(MOVED_AT_ONCE, math.ceil(len(waiting) / rounds_left))
+            for runner in waiting:
+                runner.departure.holds_turns = True
+            movable = (runner for runner in waiting if now >= by or runner.departure.can_move)
+            ready = list(itertools.islice(movable, min(most, MOST_MOVED_AT_ONCE)))
             for runner in ready:
                 runner.suspend()
             for runner in ready:
@@ -147,8 +160,7 @@ class SessionOwnership:
             for runner in ready:
                 close(runner)
                 runner.retire()
-            if not ready:
-                await trio.sleep(RELEASE_SECONDS)
+            await trio.sleep((MOVE_SECONDS if now < until else 0) if ready else RELEASE_SECONDS)
         try:
             await leases.leave()
         except StoreUnavailable as error:

@@ -29,6 +29,7 @@ from gateway.core.limits import Limits
 from gateway.core.session import Sender, Session
 from gateway.core.storage import SessionCommit, SessionRecord
 from gateway.engine.attachment import Attachment
+from gateway.engine.departure import Departure
 from gateway.engine.event_timing import EventTiming
 from gateway.engine.group_commit import GroupCommit
 from gateway.engine.task_branch import TaskBranch
@@ -111,7 +112,7 @@ class SessionRunner:
         self._tell_retired = retired
         self.is_retired = False
         """Whether the session is over in this process; its hub must load it anew."""
-        self._is_suspended = False
+        self.departure = Departure(session)
 
     # ------------------------------------------------------------------ life
 
@@ -139,18 +140,16 @@ class SessionRunner:
             self._branch.cut()
             self._tell_retired(self)
 
-    @property
-    def can_move(self) -> bool:
-        """Whether another node could carry the session on without loss."""
-        return self.session.is_at_rest or self.session.record().resumable
-
     def suspend(self) -> None:
         """Another node is to carry on: cut the turn as a crash would, and take no messages any more.
 
-        What changed so far is stored and shown as always.
+        What changed so far is stored and shown as always. A turn that was not sent is left to that node.
         """
-        self._is_suspended = True
+        self.departure.is_suspended = True
         self._branch.cut()
+        if self.departure.has_unsent_turn:
+            self.session.leave_unsent()
+            self.changed()
 
     def end_sockets(self, code: int, reason: str) -> None:
         """Close every attached socket."""
@@ -216,7 +215,7 @@ class SessionRunner:
         """A client's message, validated and allowed."""
         if self.is_retired:
             return  # Its socket is about to be closed; the session that comes after this one is asked again.
-        if self._is_suspended:
+        if self.departure.is_suspended:
             origin.answer(Refused(Draining("This node is restarting. Reconnect."), message.message_id))
             return
         if self._group_commit is not None and self._group_commit.failure is not None:
@@ -246,6 +245,8 @@ class SessionRunner:
                 if scope is not None:
                     scope.cancel()
             elif isinstance(effect, StartTurn):
+                if effect.resumes:
+                    self.departure.sending(effect.message.turn_id)
                 self._deferred.append(effect)
             elif origin is not None:
                 # A refusal too may rest on what is not stored yet: somebody else's decision.
@@ -314,8 +315,8 @@ class SessionRunner:
         self.retire()
 
     def _start_turn(self, start: StartTurn) -> None:
-        if not self.session.is_running(start.message.turn_id):
-            return  # Cancelled before it began.
+        if self.departure.holds_turns or not self.session.is_running(start.message.turn_id):
+            return  # Left to another node, or cancelled before it began.
         self._turns[start.message.turn_id] = scope = trio.CancelScope()
         self._branch.start(lambda: self._turn(start, scope))
 

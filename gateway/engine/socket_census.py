@@ -32,6 +32,9 @@ class SocketCensus:
     def __iter__(self) -> Iterator[OpenSocket]:
         return iter(tuple(self._sockets))
 
+    def __contains__(self, socket: object) -> bool:
+        return socket in self._sockets
+
     def held_by(self, subject: str) -> int:
         """How many sockets one subject has open."""
         return self._by_subject[subject]

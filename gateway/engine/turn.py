@@ -108,6 +108,7 @@ class TurnRunner:
             )
             try:
                 posted = trio.current_time()
+                runner.departure.sending(message.turn_id)
                 async with self._agent.open_stream(request) as stream:
                     self._telemetry.observe("gateway_agent_head_seconds", trio.current_time() - posted)
                     is_resumption = start.resumes or progress.resumes > 0

@@ -140,6 +140,7 @@ RECORD = SessionRecord(
     turn_first_seq=1,
     turn_message=message("t1"),
     resumable=True,
+    unsent=True,
     pending=(PendingCall("c1", True, b'{"type":"tool_call"}'),),
     text_prefix="so far",
 )

@@ -35,6 +35,7 @@ RECORD = SessionRecord(
     turn_first_seq=7,
     turn_message=MESSAGE,
     resumable=True,
+    unsent=True,
     pending=(PendingCall("call-1", True, b"{}"), PendingCall("call-2", False, b'{"a":1}')),
     text_prefix="naïve ☃ 🂡",
 )

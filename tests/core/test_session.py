@@ -403,6 +403,25 @@ def test_a_resumable_turn_is_carried_on_after_a_restart() -> None:
     assert again.waiting_messages == 1
 
 
+def test_a_turn_that_was_left_unsent_is_sent_once() -> None:
+    """By whoever loads the session next, as new; if that one crashes, its outcome is unknown."""
+    store = Store()
+    session = make(store)
+    turn_id = started(session.receive(user("m1"), V2, 0))
+    session.leave_unsent()
+    store.apply(session)
+    again = make(store)
+    (start,) = again.recover()
+    assert isinstance(start, StartTurn)
+    assert (start.resumes, start.message.turn_id) == (False, turn_id)
+    assert [event["type"] for event in log_of(again)] == ["turn_started"]
+    store.apply(again)
+    assert make(store).recover() == []
+    last = make(store)
+    last.recover()
+    assert log_of(last)[-1]["outcome"] == "outcome_unknown"
+
+
 def test_a_session_at_rest_starts_what_still_waits() -> None:
     """A crash between acceptance and start loses no message."""
     store = Store()

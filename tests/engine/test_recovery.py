@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import Dialect
 from gateway.ports import ResumePoint
 from tests.engine.fakes import Bench, DurableMemoryStore, FakeConnection, user_message
@@ -128,6 +129,64 @@ async def test_a_resumable_turn_is_carried_on_after_a_crash(
     back = after.connect(dialect=V2, resume=ResumePoint(epoch, 2))
     ended = await back.wait_for("turn_ended")
     assert (ended["outcome"], back.text()) == ("completed", "bc")
+
+
+async def test_a_drained_gateway_leaves_what_it_did_not_send_to_the_next(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """A turn that waited for a place is sent by the next process, as if for the first time; it is."""
+    store = DurableMemoryStore()
+    before = await Bench(nursery, store=store, limits=Limits(max_concurrent_turns=1)).start()
+    sockets = {}
+    for session_id in ("one", "two"):
+        await store.claim(session_id, "anonymous", 0)
+        sockets[session_id] = before.connect(session_id, dialect=V2)
+        sockets[session_id].say(user_message(session_id, id="m"))
+        await sockets[session_id].wait_for("turn_started")
+    await before.agent.stream(0)
+    await before.hub.drain()
+    store.down = True
+    after = await Bench(nursery, store=_copy(store)).start()
+
+    sent = await after.agent.stream(0)
+    assert b"two" in sent.request.message
+    sent.done()
+    resume = ResumePoint(sockets["two"].objects()[0]["epoch"], 1)
+    back = after.connect("two", dialect=V2, resume=resume)
+    assert (await back.wait_for("turn_ended"))["outcome"] == "completed"
+    assert "turn_started" not in back.types()
+    cut = after.connect("one", dialect=V2, resume=ResumePoint(sockets["one"].objects()[0]["epoch"], 1))
+    assert (await cut.wait_for("turn_ended"))["outcome"] == "outcome_unknown"
+    assert len(after.agent.streams) == 1
+
+
+async def test_what_an_earlier_process_sent_is_never_taken_for_unsent(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """A turn that waits for a place to be resumed, and is drained again, is resumed by the third process."""
+    store = DurableMemoryStore()
+    bench = await Bench(nursery, store=store).start()
+    bench.agent.resumable = True
+    for number, session_id in enumerate(("one", "two")):
+        await store.claim(session_id, "anonymous", 0)
+        socket = bench.connect(session_id, dialect=V2)
+        socket.say(user_message(id="m"))
+        stream = await bench.agent.stream(number)
+        stream.token("a", event_id="1")
+        await socket.wait_for("assistant_message")
+    store.down, store = True, _copy(store)
+    bench = Bench(nursery, store=store, limits=Limits(max_concurrent_turns=1))
+    bench.agent.resumable = True
+    await bench.start()
+    await bench.agent.stream(0)
+    await bench.hub.drain()
+    store.down, store = True, _copy(store)
+    bench = Bench(nursery, store=store)
+    bench.agent.resumable = True
+    await bench.start()
+
+    resumed = [await bench.agent.stream(number) for number in range(2)]
+    assert [stream.request.last_event_id for stream in resumed] == ["1", "1"]
 
 
 async def test_a_turn_without_events_yet_is_carried_on_from_its_own_beginning(

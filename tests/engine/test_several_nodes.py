@@ -175,15 +175,45 @@ async def test_a_draining_node_lets_a_turn_end_that_cannot_move(redis_server: Re
         await socket.wait_for("assistant_message")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one.bench.hub.drain)
-            await socket.wait_for("draining")
             await trio.sleep(0.3)
+            # Told to go, it would leave its answer.
+            assert "draining" not in socket.types()
             assert socket.closed is None
             stream.token("b")
             stream.done()
 
         assert (await socket.wait_for("turn_ended"))["outcome"] == "completed"
+        assert "draining" in socket.types()
         assert socket.closed is not None
         assert socket.closed[0] == 1012
+
+
+async def test_a_draining_node_sends_nothing_new_and_leaves_it_to_the_next(redis_server: RedisServer) -> None:
+    """A message that waited for the end of a turn, and one that was never sent, are the next node's work."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        socket = one.bench.connect(dialect=V2)
+        socket.say(user_message("first", id="m1"))
+        stream = await agent.stream(0)
+        socket.say(user_message("second", id="m2"))
+        await socket.wait_for("ack", 2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.bench.hub.drain)
+            await trio.sleep(0.3)
+            stream.done()
+        assert socket.closed is not None
+        assert len(agent.streams) == 1
+        again = two.bench.connect(dialect=V2, resume=resume_of(socket))
+        second = await agent.stream(1)
+        assert b"second" in second.request.message
+        second.token("x")
+        second.done()
+
+        assert (await again.wait_for("turn_ended"))["outcome"] == "completed"
+        assert (socket.types() + again.types()).count("turn_started") == 2
+        got = seqs(socket, again)
+        assert got == list(range(1, len(got) + 1))
 
 
 async def test_a_node_that_lost_a_session_lets_its_sockets_go(redis_server: RedisServer) -> None:
