@@ -41,6 +41,7 @@ from gateway.adapters.sse_agent import SseAgentRuntime, agent_client
 from gateway.adapters.stores.open import open_session_store
 from gateway.adapters.streaming_transport import StreamingTransport
 from gateway.adapters.telemetry import StructlogTelemetry
+from gateway.adapters.traces import open_traces
 from gateway.adapters.websocket import WebSocketSettings
 from gateway.config import Configuration
 from gateway.config_values import is_loopback_bind
@@ -124,6 +125,8 @@ async def open_gateway(
     settings = configuration.settings
     clock = SystemClock()
     async with AsyncExitStack() as stack:
+        # First, for what is entered first is left last: the spans of everything else's end go out, too.
+        tracing = await stack.enter_async_context(open_traces(settings, telemetry))
         store = await stack.enter_async_context(
             open_session_store(
                 settings.store_url,
@@ -167,7 +170,9 @@ async def open_gateway(
             max_event_bytes=settings.max_event_bytes,
             telemetry=telemetry,
         )
-        run_turn = TurnRunner(agent, limits=limits, telemetry=telemetry, randomness=random.Random())
+        run_turn = TurnRunner(
+            agent, limits=limits, telemetry=telemetry, randomness=random.Random(), tracing=tracing
+        )
         hub = Hub(
             store=store,
             admissions=admissions,
@@ -211,6 +216,7 @@ async def open_gateway(
             render_metrics=render_metrics,
             check_ready=check_ready,
             overview=HubOverview(hub, pulse),
+            tracing=tracing,
             journal=telemetry,
             siblings=siblings,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -310,7 +311,23 @@ def _dangers(configuration: Configuration) -> list[Problem]:
                 f"unset one of them",
             )
         )
+    if settings.traces != "off" and not _can_trace():
+        problems.append(
+            Problem(
+                variable("traces"),
+                settings.traces,
+                "needs OpenTelemetry, which is not installed: pip install 'codelab-gateway[otel]'",
+            )
+        )
     return problems
+
+
+def _can_trace() -> bool:
+    """Whether the packages of the extra ``otel`` are there."""
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _shown(field_name: str, value: object) -> str:

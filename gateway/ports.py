@@ -13,9 +13,9 @@ from typing import Protocol
 from attrs import field, frozen
 
 from gateway.core.identity import Credentials, Identity
-from gateway.core.overview import JournalEntry, PulseSample, SessionList, SessionOverview
 from gateway.core.sse import ServerSentEvent
 from gateway.core.storage import SessionCommit, StoredSession
+from gateway.core.trace_context import TraceContext
 from gateway.core.websocket_protocol import Dialect
 from gateway.node_ports import SessionLeases
 
@@ -57,6 +57,7 @@ class Admission:
     resume: ResumePoint | None = None
     client_address: str = ""
     request_id: str = field(default="")
+    trace: TraceContext | None = None
 
     @property
     def subprotocol(self) -> str | None:
@@ -177,6 +178,7 @@ class TurnRequest:
     request_id: str
     last_event_id: str | None = None
     """Set only to continue a resumable stream after a cut: sent as ``Last-Event-ID``."""
+    trace: TraceContext | None = None
 
 
 class AgentStream(Protocol):
@@ -345,45 +347,6 @@ class Telemetry(Protocol):
 
     def set_gauge(self, metric: str, value: float, **labels: str) -> None:
         """Set a gauge."""
-        ...
-
-
-class Journal(Protocol):
-    """The newest log entries of the process, whatever level is written out."""
-
-    def entries(
-        self, *, session_id: str | None = None, troubles_only: bool = False, after: int = 0, limit: int = 100
-    ) -> Sequence[JournalEntry]:
-        """The newest ``limit`` entries with a number over ``after``, oldest first.
-
-        Of one session, or only warnings and errors, when asked so. Secrets are masked.
-        """
-        ...
-
-
-class Overview(Protocol):
-    """What the engine lets an operator see and do. Nothing in it is a message's content."""
-
-    @property
-    def draining(self) -> bool:
-        """Whether this node stops."""
-        ...
-
-    @property
-    def samples(self) -> Sequence[PulseSample]:
-        """The last minutes, one a second, oldest first."""
-        ...
-
-    async def sessions(self, *, containing: str = "", limit: int = 100) -> SessionList:
-        """The live sessions whose id contains ``containing`` (any letter case). Yields while it looks."""
-        ...
-
-    def session(self, session_id: str) -> SessionOverview | None:
-        """One live session, or None."""
-        ...
-
-    def close_session(self, session_id: str) -> bool:
-        """Cancel a session's turn and waiting messages, close its sockets for good; False: there is none."""
         ...
 
 

@@ -199,6 +199,12 @@ class Settings:
         help="Further addresses, separated by commas, that serve only /metrics, and to everybody who can "
         "connect. Empty: none.",
     )
+    traces: str = _var(
+        "off",
+        choice("off", "otlp"),
+        help="Spans of turns and REST calls: off, or otlp, which needs the extra otel; where they go is said "
+        "by OTEL_EXPORTER_OTLP_ENDPOINT.",
+    )
     playground: bool = _var(
         "false",
         boolean,

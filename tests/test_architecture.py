@@ -14,10 +14,12 @@ MODULES = sorted((ROOT / "gateway").rglob("*.py"))
 MAY_IMPORT = {
     "core": {"core"},
     "node_ports": {"core"},
+    "operator_ports": {"core"},
+    "trace_ports": {"core"},
     "ports": {"node_ports", "core"},
-    "engine": {"engine", "ports", "node_ports", "core"},
+    "engine": {"engine", "ports", "node_ports", "trace_ports", "core"},
     # Settings are plain values: what a route shows or bounds comes from there.
-    "adapters": {"adapters", "ports", "node_ports", "core", "settings"},
+    "adapters": {"adapters", "ports", "node_ports", "operator_ports", "trace_ports", "core", "settings"},
     "config_values": set[str](),
     "config_files": set[str](),
     "settings": {"config_values"},
@@ -60,6 +62,8 @@ ADAPTER_FAMILIES = (
     },
     # The connection to the Agent Runtime.
     {"readiness", "silence_watch", "sse_agent", "streaming_transport", "tcp_stream"},
+    # Traces, and the packages behind them.
+    {"opentelemetry_traces", "traces"},
 )
 """Adapters of one outside thing that are made of parts. ``rest`` and ``stores`` are packages; all others
 stand alone."""

@@ -159,6 +159,10 @@ class SseAgentRuntime:
         ]
         if request.last_event_id:
             headers.append((b"Last-Event-ID", event_id_value(request.last_event_id)))
+        if request.trace is not None:
+            headers.append((b"traceparent", request.trace.traceparent.encode()))
+            if request.trace.tracestate:
+                headers.append((b"tracestate", request.trace.tracestate.encode()))
         return headers
 
     async def _accept(self, response: httpx.Response, receive: Receive, request: TurnRequest) -> None:

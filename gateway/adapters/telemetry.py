@@ -116,7 +116,7 @@ class StructlogTelemetry:
     def entries(
         self, *, session_id: str | None = None, troubles_only: bool = False, after: int = 0, limit: int = 100
     ) -> Sequence[JournalEntry]:
-        """See ``ports.Journal``; the last ``JOURNAL_ENTRIES`` are kept."""
+        """See ``operator_ports.Journal``; the last ``JOURNAL_ENTRIES`` are kept."""
         found: list[JournalEntry] = []
         for number, at, level, event, fields in reversed(self._journal):
             if number <= after or len(found) >= limit:

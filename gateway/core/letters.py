@@ -13,6 +13,7 @@ import msgspec
 from attrs import frozen
 
 from gateway.core.identity import Identity
+from gateway.core.trace_context import TraceContext
 from gateway.core.websocket_protocol import Dialect
 
 
@@ -29,6 +30,7 @@ class Opened:
     last_seq: int
     client_address: str
     request_id: str
+    trace: TraceContext | None = None
 
 
 @frozen
@@ -91,7 +93,7 @@ def encode_batch(number: int, letters: Sequence[Letter]) -> bytes:
 def _fields(letter: Letter) -> list[object]:
     name = _NAMES[type(letter)]
     if isinstance(letter, Opened):
-        identity = letter.identity
+        identity, trace = letter.identity, letter.trace
         return [
             name,
             letter.relay,
@@ -102,6 +104,7 @@ def _fields(letter: Letter) -> list[object]:
             letter.last_seq,
             letter.client_address,
             letter.request_id,
+            *((trace.traceparent, trace.tracestate) if trace is not None else ()),
         ]
     if isinstance(letter, Said):
         return [name, letter.relay, letter.frame]
@@ -143,7 +146,7 @@ def _letter(name: str, relay: int, *rest: object) -> Letter:
                 int() as last_seq,
                 str() as client_address,
                 str() as request_id,
-                *_,
+                *further,
             ],
         ):
             identity = Identity(
@@ -153,6 +156,21 @@ def _letter(name: str, relay: int, *rest: object) -> Letter:
                 sees_all=sees_all,
             )
             return Opened(
-                relay, session_id, identity, Dialect(dialect), epoch, last_seq, client_address, request_id
+                relay,
+                session_id,
+                identity,
+                Dialect(dialect),
+                epoch,
+                last_seq,
+                client_address,
+                request_id,
+                _trace(*further[:2]),
             )
     raise ValueError(name)
+
+
+def _trace(*fields: object) -> TraceContext | None:
+    match fields:
+        case [str() as traceparent, str() as tracestate]:
+            return TraceContext(traceparent, tracestate)
+    return None

@@ -52,6 +52,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("gateway_bulkhead_catches_total", _COUNTER, "Crashes contained, by where.", ("where",)),
     Metric("gateway_errors_total", _COUNTER, "Errors told to clients, by code.", ("code",)),
+    Metric("gateway_spans_exported_total", _COUNTER, "Spans exported, or lost on the way.", ("outcome",)),
     Metric("gateway_worker_up", _GAUGE, "1 when this worker answered, else 0.", ("worker",)),
     Metric("gateway_worker_restarts_total", _COUNTER, "Times that a worker was started again.", ("worker",)),
     # ---- sockets

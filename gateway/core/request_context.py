@@ -1,4 +1,4 @@
-"""What identifies one request on its way: request id, trace context, the subject as a header.
+"""What identifies one request on its way: its request id, the subject as a header.
 
 Pure: fresh random bytes are an argument. What a caller sent is taken over only when it is exactly of the
 form that the field's definition allows, so nothing of it can become another header or log line.
@@ -12,8 +12,6 @@ from urllib.parse import parse_qsl, quote
 from gateway.core.errors import Forbidden
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z")
-_TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}\Z")
 _PLAIN = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z")
 _VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 _TOKEN_NAMES = frozenset(
@@ -39,35 +37,6 @@ def request_id(presented: str | None, fresh: bytes) -> str:
     if presented is not None and _REQUEST_ID.match(presented):
         return presented
     return fresh.hex()
-
-
-def traceparent(presented: str | None, fresh: bytes) -> str:
-    """The ``traceparent`` to send on (W3C Trace Context, section 3.2).
-
-    A valid one is continued as it is: no span of ours comes between. Else a new trace begins, of 24 ``fresh``
-    random bytes, and is marked as sampled, as it would be if the Agent Runtime began it.
-    """
-    match = _TRACEPARENT.match(presented) if presented is not None else None
-    if match and is_continued(presented):
-        return f"00-{match[2]}-{match[3]}-{match[4]}"
-    return f"00-{fresh[:16].hex()}-{fresh[16:24].hex()}-01"
-
-
-def is_continued(presented: str | None) -> bool:
-    """Whether ``presented`` is a valid ``traceparent``; only then its ``tracestate`` counts."""
-    match = _TRACEPARENT.match(presented) if presented is not None else None
-    return (
-        match is not None
-        and match[1] != "ff"
-        and not (match[1] == "00" and match[5])
-        and match[2] != "0" * 32
-        and match[3] != "0" * 16
-    )
-
-
-def is_tracestate(value: str) -> bool:
-    """Whether ``value`` can be sent on as ``tracestate``."""
-    return _TRACESTATE.match(value) is not None
 
 
 def user_id_header(subject: str) -> str:

@@ -36,6 +36,7 @@ from gateway.core.storage import (
     StoredSession,
     TurnState,
 )
+from gateway.core.trace_context import TraceContext
 from gateway.core.transcript import answer_text, mark_decided
 from gateway.core.turn_states import TRANSITIONS, Outcome, Signal, signal_at_rest
 from gateway.core.unsaved_changes import UnsavedChanges
@@ -48,6 +49,7 @@ class Sender:
     subject: str
     request_id: str
     is_v2: bool
+    trace: TraceContext | None = None
 
 
 class Session:
@@ -132,6 +134,7 @@ class Session:
             subject=sender.subject,
             request_id=sender.request_id,
             accepted_at=now,
+            trace=sender.trace,
         )
         queue.append(queued)
         self._unsaved.queued.append(queued)

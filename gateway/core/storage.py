@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from attrs import field, frozen
 
 from gateway.core.events import Event
+from gateway.core.trace_context import TraceContext
 
 NOBODY = ""
 """In place of an owner: the session is known and nobody's yet, as services leave it that own nothing."""
@@ -46,6 +47,8 @@ class QueuedMessage:
     subject: str
     request_id: str
     accepted_at: float
+    trace: TraceContext | None = field(default=None, eq=False)
+    """The trace of its socket's handshake. Not stored: a restart ends it."""
 
 
 @frozen

@@ -15,6 +15,7 @@ from gateway.core.rate_limit import RateLimiter, address_caller, subject_caller
 from gateway.core.request_context import refuse_token_in_query, request_id
 from gateway.core.session_id import parse_session_id
 from gateway.core.storage import NOBODY
+from gateway.core.trace_context import presented_trace
 from gateway.core.websocket_protocol import Dialect
 from gateway.ports import Admission, Authenticator, Clock, ResumePoint, SessionStore, UpgradeRequest
 
@@ -109,6 +110,7 @@ class Admissions:
             resume=path.resume if subprotocols.dialect.is_v2 else None,
             client_address=address,
             request_id=request_id(request.header("x-request-id"), self._fresh_bytes(16)),
+            trace=presented_trace(request.headers),
         )
 
     async def check_owner(self, session_id: str, identity: Identity) -> None:

@@ -117,7 +117,7 @@ class ClientReader:
             self._telemetry.info(
                 "cancel_received", session_id=self._runner.session_id, request_id=self._admission.request_id
             )
-        sender = Sender(identity.subject, self._admission.request_id, self._v2)
+        sender = Sender(identity.subject, self._admission.request_id, self._v2, self._admission.trace)
         self._runner.receive(message, sender, self._socket)
 
     def _refuse(self, error: GatewayError, fields: dict[str, object]) -> None:

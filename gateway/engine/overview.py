@@ -1,4 +1,4 @@
-"""The engine as an operator sees it. Implements ``ports.Overview``."""
+"""The engine as an operator sees it. Implements ``operator_ports.Overview``."""
 
 from __future__ import annotations
 

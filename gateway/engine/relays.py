@@ -84,6 +84,7 @@ class Relays:
                 resume.last_seq if resume is not None else 0,
                 admission.client_address,
                 admission.request_id,
+                admission.trace,
             )
         )
         try:
@@ -139,6 +140,7 @@ class Relays:
             resume=ResumePoint(letter.epoch, letter.last_seq) if letter.epoch is not None else None,
             client_address=letter.client_address,
             request_id=letter.request_id,
+            trace=letter.trace,
         )
         self._nursery.start_soon(self._run_served, holder, letter.relay, connection, admission)
 

@@ -25,7 +25,9 @@ from gateway.core.limits import Limits
 from gateway.core.sse import ServerSentEvent
 from gateway.core.turn_states import Outcome
 from gateway.engine.session_runner import SessionRunner
+from gateway.engine.turn_trace import TurnTrace
 from gateway.ports import AgentRuntime, AgentStream, Telemetry, TurnRequest
+from gateway.trace_ports import Tracing
 
 MAX_RESUMES = 8
 """Cuts of one resumable stream that are mended in a row without an event between them."""
@@ -40,9 +42,16 @@ class TurnRunner:
     """Runs turns, at most ``max_concurrent_turns`` at a time; the others wait in order of arrival."""
 
     def __init__(
-        self, agent: AgentRuntime, *, limits: Limits, telemetry: Telemetry, randomness: random.Random
+        self,
+        agent: AgentRuntime,
+        *,
+        limits: Limits,
+        telemetry: Telemetry,
+        randomness: random.Random,
+        tracing: Tracing | None = None,
     ) -> None:
         self._agent = agent
+        self._tracing = tracing
         self._limits = limits
         self._telemetry = telemetry
         self._random = randomness
@@ -53,7 +62,9 @@ class TurnRunner:
     async def __call__(self, runner: SessionRunner, start: StartTurn) -> None:
         """Run one turn to its end, which is in the session's log when this returns. Cancel it to stop."""
         message = start.message
+        trace = TurnTrace(self._tracing, runner.session_id, start)
         log = {"session_id": runner.session_id, "turn_id": message.turn_id, "request_id": message.request_id}
+        log |= trace.log_fields
         started = trio.current_time()
         outcome = Outcome.CANCELLED
         error: GatewayError | None = None
@@ -62,7 +73,7 @@ class TurnRunner:
             if await self._take_place():
                 try:
                     self.running += 1
-                    outcome, error = await self._carry(runner, start)
+                    outcome, error = await self._carry(runner, start, trace)
                 finally:
                     self.running -= 1
                     self._places.release()
@@ -78,6 +89,7 @@ class TurnRunner:
                 self._telemetry.count("gateway_errors_total", code=error.code)
                 self._telemetry.warning("turn_failed", code=error.code, reason=error.message, **log)
             self._telemetry.info("turn_ended", outcome=outcome.value, duration_s=round(duration, 3), **log)
+            trace.end(outcome, error)
         runner.perform(runner.session.end_turn(message.turn_id, outcome, error))
 
     async def _take_place(self) -> bool:
@@ -94,7 +106,9 @@ class TurnRunner:
                 self.waiting -= 1
         return True
 
-    async def _carry(self, runner: SessionRunner, start: StartTurn) -> tuple[Outcome, AgentFailure | None]:
+    async def _carry(
+        self, runner: SessionRunner, start: StartTurn, trace: TurnTrace
+    ) -> tuple[Outcome, AgentFailure | None]:
         message = start.message
         progress = _Progress(resumable=start.resumes, last_event_id=start.last_event_id)
         while True:
@@ -105,6 +119,7 @@ class TurnRunner:
                 subject=message.subject,
                 request_id=message.request_id,
                 last_event_id=progress.last_event_id,
+                trace=trace.context,
             )
             try:
                 posted = trio.current_time()
@@ -122,7 +137,7 @@ class TurnRunner:
                     if stream.resumable:
                         # Stored before the first token, for which an agent may think for a long time.
                         runner.changed()
-                    await self._consume(runner, message.turn_id, stream, progress, posted)
+                    await self._consume(runner, message.turn_id, stream, progress, posted, trace)
                 return Outcome.COMPLETED, None
             except (AgentStreamInterrupted, AgentTimeout, AgentUnavailable) as failure:
                 resumes = progress.resumable and progress.resumes < MAX_RESUMES
@@ -131,6 +146,7 @@ class TurnRunner:
                     return Outcome.INTERRUPTED if interrupted else Outcome.FAILED, failure
                 delay = min(RESUME_DELAY_MAX, RESUME_DELAY * 2**progress.resumes)
                 progress.resumes += 1
+                trace.resuming(failure.code, progress.resumes)
                 self._telemetry.count("gateway_turn_resumes_total")
                 self._telemetry.info(
                     "turn_resuming", session_id=runner.session_id, turn_id=message.turn_id, code=failure.code
@@ -146,6 +162,7 @@ class TurnRunner:
         stream: AgentStream,
         progress: _Progress,
         posted: float | None,
+        trace: TurnTrace,
     ) -> None:
         session, telemetry, flow = runner.session, self._telemetry, runner.flow
         is_done = False
@@ -161,8 +178,10 @@ class TurnRunner:
                     flow.events += 1
                     if event.kind is EventKind.TOKEN:
                         flow.tokens += 1
+                        if trace.awaits_token:
+                            trace.first_token()
                     else:
-                        self._note_event(runner, turn_id, event)
+                        self._note_event(runner, turn_id, event, trace)
                 elif isinstance(event, TurnDone):
                     runner.changed()
                     is_done = True
@@ -183,7 +202,7 @@ class TurnRunner:
         while not await stream.deliver(take) and not is_done:
             await runner.wait_room()
 
-    def _note_event(self, runner: SessionRunner, turn_id: str, event: AgentEvent) -> None:
+    def _note_event(self, runner: SessionRunner, turn_id: str, event: AgentEvent, trace: TurnTrace) -> None:
         """Count an event that is no token, and log those that a session's timeline is made of."""
         kind = event.type if event.type in KNOWN_TYPES else "other"
         self._telemetry.count("gateway_agent_events_total", type=kind)
@@ -193,6 +212,7 @@ class TurnRunner:
                 "agent_switched", session_id=runner.session_id, turn_id=turn_id, agent=runner.agent
             )
         elif kind == "tool_call":
+            trace.tool_called(requires_approval=event.requires_approval)
             self._telemetry.debug(
                 "tool_called",
                 session_id=runner.session_id,

@@ -21,7 +21,8 @@ from gateway.app import own_origins
 from gateway.core.errors import Overloaded
 from gateway.core.identity import SCOPE_ADMIN, SCOPE_READ, Credentials, Identity
 from gateway.core.overview import JournalEntry, PulseSample, SessionList, SessionOverview
-from gateway.ports import Authenticator, Clock, Journal, Overview
+from gateway.operator_ports import Journal, Overview
+from gateway.ports import Authenticator, Clock
 from gateway.settings import Settings
 from tests.adapters.rest.harness import (
     ADMIN,

@@ -22,11 +22,13 @@ from gateway.core.letters import (
     decode_batch,
     encode_batch,
 )
+from gateway.core.trace_context import TraceContext
 from gateway.core.websocket_protocol import Dialect
 
 EVERY: list[Letter] = [
     Opened(1, "s", Identity("ada", frozenset({"api:read"}), 12.5), Dialect.V2_JSON, "e", 7, "::1", "req"),
     Opened(2, "s", Identity("internal", sees_all=True), Dialect.V1, None, 0, "", ""),
+    Opened(3, "s", Identity("a"), Dialect.V1, None, 0, "", "", TraceContext("00-a-b-01", "vendor=1")),
     Said(1, "text é"),
     Said(2, b"\x00\xff"),
     Took(1, 1 << 40),

@@ -18,6 +18,7 @@ from gateway.core.limits import Limits
 from gateway.core.rate_limit import RateLimiter
 from gateway.core.sse import ServerSentEvent
 from gateway.core.storage import SessionCommit
+from gateway.core.trace_context import TraceContext
 from gateway.core.websocket_protocol import Dialect
 from gateway.engine.admission import AdmissionRules, Admissions
 from gateway.engine.hub import Hub
@@ -35,6 +36,7 @@ from gateway.ports import (
     Telemetry,
     TurnRequest,
 )
+from gateway.trace_ports import Tracing
 
 
 class RecordingTelemetry(Telemetry):
@@ -322,6 +324,7 @@ class Bench:
         name: str = "id",
         messages_per_minute: int = 0,
         telemetry: Telemetry | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.nursery = nursery
         self.limits = limits or Limits()
@@ -347,6 +350,7 @@ class Bench:
                 limits=self.limits,
                 telemetry=telemetry or self.telemetry,
                 randomness=random.Random(1),
+                tracing=tracing,
             ),
             limits=self.limits,
             telemetry=telemetry or self.telemetry,
@@ -370,11 +374,12 @@ class Bench:
         resume: ResumePoint | None = None,
         identity: Identity | None = None,
         connection: FakeConnection | None = None,
+        trace: TraceContext | None = None,
     ) -> FakeConnection:
         """Attach a socket."""
         connection = connection or FakeConnection()
         admission = Admission(
-            session_id, identity or Identity("anonymous"), dialect, resume, "203.0.113.1", "req"
+            session_id, identity or Identity("anonymous"), dialect, resume, "203.0.113.1", "req", trace
         )
         self.nursery.start_soon(self.hub.serve, connection, admission)
         return connection

@@ -15,6 +15,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from gateway.adapters.rest.access import Access, RequestHead
+from gateway.adapters.rest.call_traces import trace_calls
 from gateway.adapters.rest.cors import Cors
 from gateway.adapters.rest.dashboard import Dashboard
 from gateway.adapters.rest.openapi import DOCS_POLICY, docs_page, openapi_document
@@ -26,10 +27,13 @@ from gateway.adapters.rest.upstream import AgentApi
 from gateway.core.codec import encode_json
 from gateway.core.errors import GatewayError, HandshakeRefused, MessageTooLarge
 from gateway.core.http_refusal import refusal_of
-from gateway.core.request_context import request_id, traceparent
+from gateway.core.request_context import request_id
+from gateway.core.trace_context import new_trace, presented_trace
 from gateway.node_ports import Siblings
-from gateway.ports import Authenticator, Clock, Journal, Overview, SessionStore, Telemetry
+from gateway.operator_ports import Journal, Overview
+from gateway.ports import Authenticator, Clock, SessionStore, Telemetry
 from gateway.settings import Settings
+from gateway.trace_ports import Tracing
 
 BODY_TIMEOUT = 7
 """Seconds that a request's body may take; a slow sender is to be gone within 10 (Quart's default is 60)."""
@@ -86,6 +90,7 @@ def create_app(
     render_metrics: Callable[[], Awaitable[bytes]],
     check_ready: Callable[[], Awaitable[None]],
     overview: Overview | None = None,
+    tracing: Tracing | None = None,
     journal: Journal | None = None,
     siblings: Siblings | None = None,
 ) -> QuartTrio:
@@ -118,6 +123,8 @@ def create_app(
     # A path is what it is: no redirect to a "nicer" one.
     app.url_map.merge_slashes = False
     _add_hooks(app, access, Cors(settings.allowed_origins), telemetry)
+    if tracing is not None:
+        trace_calls(app, tracing, untraced=(*_HEALTH_PATHS, "/metrics"))
     _add_error_answers(app, telemetry)
     pages = load_pages(dashboard=overview is not None and journal is not None, playground=settings.playground)
     _add_own_routes(app, service, settings, render_metrics, openapi_document(settings.version, pages))
@@ -177,6 +184,7 @@ def _add_hooks(app: QuartTrio, access: Access, cors: Cors, telemetry: Telemetry)
             route=route,
             status=response.status_code,
             seconds=round(seconds, 4),
+            **g.get("trace_log_fields", {}),
         )
         return response
 
@@ -303,7 +311,7 @@ def _add_proxy_route(app: QuartTrio, service: RestService, route: ProxyRoute) ->
                 head=head,
                 query=request.query_string,
                 request_id=g.request_id,
-                traceparent=traceparent(head.header("traceparent"), os.urandom(24)),
+                trace=g.get("trace") or presented_trace(head.headers) or new_trace(os.urandom(24)),
                 read_body=partial(request.get_data, as_text=False),
             ),
             session_id,

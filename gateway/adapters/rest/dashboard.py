@@ -19,7 +19,8 @@ from gateway.core.identity import SCOPE_READ, SCOPE_WRITE, Identity
 from gateway.core.overview import JournalEntry, PulseSample
 from gateway.core.session_id import parse_session_id
 from gateway.node_ports import ASK_CLOSE_SESSION, ASK_SESSION, Siblings
-from gateway.ports import Clock, Journal, Overview, Telemetry
+from gateway.operator_ports import Journal, Overview
+from gateway.ports import Clock, Telemetry
 
 INTERVAL: Final = 1.0
 """Seconds between two events."""

@@ -14,9 +14,10 @@ from gateway.core.codec import decode_json, encode_json
 from gateway.core.errors import AgentProtocolError, InvalidMessage
 from gateway.core.http_refusal import refusal_of
 from gateway.core.identity import SCOPE_ADMIN, SCOPE_READ, Identity
-from gateway.core.request_context import is_continued, is_tracestate, refuse_token_in_query, user_id_header
+from gateway.core.request_context import refuse_token_in_query, user_id_header
 from gateway.core.session_id import is_session_id, parse_session_id
 from gateway.core.session_visibility import SESSION_FIELDS, only_sessions, session_of
+from gateway.core.trace_context import TraceContext
 from gateway.ports import Telemetry
 
 
@@ -34,7 +35,7 @@ class RestRequest:
     query: bytes
     """Visible ASCII."""
     request_id: str
-    traceparent: str
+    trace: TraceContext
     read_body: Callable[[], Awaitable[bytes]] = field(repr=False)
 
 
@@ -127,10 +128,9 @@ def _upstream_headers(request: RestRequest, identity: Identity, *, has_body: boo
         headers["content-type"] = head.header("content-type") or "application/json"
     headers["x-request-id"] = request.request_id
     headers["x-user-id"] = user_id_header(identity.subject)
-    headers["traceparent"] = request.traceparent
-    tracestate = head.header("tracestate")
-    if tracestate and is_continued(head.header("traceparent")) and is_tracestate(tracestate):
-        headers["tracestate"] = tracestate
+    headers["traceparent"] = request.trace.traceparent
+    if request.trace.tracestate:
+        headers["tracestate"] = request.trace.tracestate
     return headers
 
 

@@ -25,6 +25,7 @@ from gateway.core.identity import (
 )
 from gateway.ports import Authenticator, Clock, Telemetry
 from gateway.settings import Settings
+from gateway.trace_ports import Tracing
 
 KEY = "k-internal"
 INTERNAL = {"X-Internal-Auth": KEY}
@@ -133,6 +134,7 @@ class Rest:
     client: httpx.AsyncClient | None = None
     store: MemoryStore = field(factory=lambda: MemoryStore(dedupe_window=60))
     telemetry: RecordingTelemetry = field(factory=RecordingTelemetry)
+    tracing: Tracing | None = None
     seen: list[httpx.Request] = field(factory=list)
     app: Any = field(init=False)
 
@@ -151,6 +153,7 @@ class Rest:
             agent=self.client or httpx.AsyncClient(base_url=settings.agent_url, transport=transport),
             render_metrics=_metrics,
             check_ready=self.check_ready,
+            tracing=self.tracing,
         )
 
     async def _handle(self, request: httpx.Request) -> httpx.Response:
