@@ -38,8 +38,8 @@ def pack_events(events: Sequence[Event]) -> bytes:
     """Pack consecutive events. Raises ``ValueError`` when there is none or their seqs have a gap."""
     count = len(events)
     if count == 1:
-        _, kind, data = events[0]
-        return _ONE.pack(_FORMAT, 1, kind, len(data)) + data
+        event = events[0]
+        return _ONE.pack(_FORMAT, 1, event.kind, len(event.data)) + event.data
     if not count:
         raise ValueError("a pack holds at least one event")
     seq = events[0].seq
