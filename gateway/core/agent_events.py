@@ -30,8 +30,8 @@ MAX_DEPTH = 128
 SkipReason = Literal["not_json", "not_object", "no_type"]
 
 
-class AgentEvent(NamedTuple):
-    """An event for the session's log. A NamedTuple because one is made per token (see ``events.Event``)."""
+class AgentEvent(msgspec.Struct, frozen=True, gc=False):
+    """An event for the session's log. A Struct because one is made per token (see ``events.Event``)."""
 
     kind: EventKind
     """``TOKEN`` for an ``assistant_message`` with a ``token`` that is not final, else ``AGENT``."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+
+import msgspec
 
 
 class EventKind(enum.IntEnum):
@@ -19,10 +20,12 @@ class EventKind(enum.IntEnum):
     """``turn_ended`` by a cancel: v2 sees it as it is, v1 as an empty final ``assistant_message``."""
 
 
-class Event(NamedTuple):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One numbered event of a session.
 
-    A NamedTuple and not an attrs class because one is made per token: 0.2 µs against 0.9 µs.
+    A msgspec Struct because one is made per token: 0.06 µs, against 0.2 for a NamedTuple and 0.9 for an attrs
+    class. Not known to the garbage collector, because hundreds of thousands are held and refer to nothing
+    that could refer back: a million tuples to look at stop everything for 0.2 s.
     """
 
     seq: int

@@ -5,13 +5,13 @@ Source: HTML Living Standard, sections 9.2.5 (parsing an event stream) and 9.2.6
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 from gateway.core.errors import AgentProtocolError
 
 
-class ServerSentEvent(NamedTuple):
-    """One dispatched event. A NamedTuple because one is made per token (see ``events.Event``)."""
+class ServerSentEvent(msgspec.Struct, frozen=True, gc=False):
+    """One dispatched event. A Struct because one is made per token (see ``events.Event``)."""
 
     event: str
     """The event name; ``message`` when the stream gave none."""
