@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from gateway.bench.emitter import Plan
-from gateway.bench.percentiles import percentiles_ms
+from gateway.bench.percentiles import median_p99_ms, percentiles_ms
 from gateway.bench.process_figures import CannotMeasure, cpu_seconds, resident_kilobytes
 from gateway.bench.socket_client import DIALECTS, BenchError, SocketClient, connect, upgrade_request
 
@@ -63,6 +63,8 @@ class Measurement(msgspec.Struct, kw_only=True, frozen=True):
     """From sending the message to its first token; the emitter answers at once."""
     token_ms: Percentiles | None = None
     """From the emitter's clock to arrival, of all other tokens."""
+    second_p99_ms: float | None = None
+    """The median of the p99s of each second: what the machine does now and then besides is not in it."""
     resume_ms: Percentiles | None = None
     """From connecting again to the last of the events missed."""
     kb_per_socket: float | None = None
@@ -114,6 +116,8 @@ async def _measure_stream(
     messages = [message(assignment.dialect, plan, f"{nonce}-{index}") for index in range(len(clients))]
     cpu, wall = cpu_seconds(assignment.pid), time.monotonic()
     answers = [client.ask(text) for client, text in zip(clients, messages, strict=True)]
+    marks: list[int] = []
+    marking = asyncio.ensure_future(_mark_seconds(latencies, marks))
     before = 0
     if assignment.steady:
         await _all_done([client.had_first_token for client in clients], 0.0)
@@ -123,6 +127,7 @@ async def _measure_stream(
     await _all_done(answers, plan.tokens * plan.pace)
     if not assignment.steady:
         cpu, wall, tokens = cpu_seconds(assignment.pid) - cpu, time.monotonic() - wall, _tokens(clients)
+    marking.cancel()
     if _tokens(clients) != assignment.sessions * plan.tokens:
         raise BenchError(f"{_tokens(clients)} tokens came of {assignment.sessions * plan.tokens}")
     tokens -= before
@@ -137,9 +142,16 @@ async def _measure_stream(
         cpu_percent=round(cpu / wall * 100, 2),
         first_token_ms=percentiles_ms([client.first_latency for client in clients]),
         token_ms=percentiles_ms(latencies),
+        second_p99_ms=median_p99_ms(latencies, marks),
         kb_per_socket=round(kb_per_socket, 1),
         resident_mb=round(resident_kilobytes(assignment.pid) / 1024, 1),
     )
+
+
+async def _mark_seconds(latencies: list[int], marks: list[int]) -> None:
+    while True:
+        marks.append(len(latencies))
+        await asyncio.sleep(1.0)
 
 
 def _tokens(clients: list[SocketClient]) -> int:

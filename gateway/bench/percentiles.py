@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
@@ -17,6 +18,13 @@ def percentiles_ms(nanoseconds: Sequence[int]) -> dict[str, float] | None:
         name: round(ordered[min(last, int(len(ordered) * share))] / 1e6, 3)
         for name, share in PERCENTILES.items()
     }
+
+
+def median_p99_ms(nanoseconds: Sequence[int], marks: Sequence[int]) -> float | None:
+    """The median of the p99s of the spans that begin at ``marks``; None when none of them has 100 values."""
+    spans = [nanoseconds[begin:end] for begin, end in itertools.pairwise(marks)]
+    found = [figures["p99"] for span in spans if len(span) >= 100 and (figures := percentiles_ms(span))]
+    return round(median(found), 3) if found else None
 
 
 def median(values: Sequence[float]) -> float:

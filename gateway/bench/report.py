@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from gateway.bench.load import Measurement
 from gateway.bench.percentiles import median
 from gateway.bench.runner import Outcome
+
+_BESIDE: Mapping[str, Callable[[Measurement], float | None]] = {
+    "token p50": lambda measured: (measured.token_ms or {}).get("p50"),
+    "p99": lambda measured: (measured.token_ms or {}).get("p99"),
+    "p99 of a second": lambda measured: measured.second_p99_ms,
+}
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -65,13 +71,12 @@ def as_json(outcomes: Sequence[Outcome]) -> bytes:
     )
 
 
-def p99_ratios(outcome: Outcome, baseline: Outcome) -> list[float]:
-    """By how much the tokens' p99 differs from the baseline's, round by round."""
-    return [
-        mine.token_ms["p99"] / theirs.token_ms["p99"]
-        for mine, theirs in zip(outcome.rounds, baseline.rounds, strict=True)
-        if mine.token_ms and theirs.token_ms
+def ratios(outcome: Outcome, baseline: Outcome, figure: Callable[[Measurement], float | None]) -> list[float]:
+    """What a figure is if the baseline's is 1, round by round, where both have it."""
+    pairs = [
+        (figure(mine), figure(theirs)) for mine, theirs in zip(outcome.rounds, baseline.rounds, strict=True)
     ]
+    return [mine / theirs for mine, theirs in pairs if mine is not None and theirs]
 
 
 def _beside(scenario: str, outcomes: Sequence[Outcome]) -> list[str]:
@@ -84,13 +89,14 @@ def _beside(scenario: str, outcomes: Sequence[Outcome]) -> list[str]:
     for subject in dict.fromkeys(outcome.subject for outcome in mine):
         baseline, *others = [outcome for outcome in mine if outcome.subject == subject]
         for outcome in others:
-            ratios = p99_ratios(outcome, baseline)
             assert outcome.step.neighbours is not None
-            lines.append(
-                f"  {subject.name}, beside {outcome.step.neighbours.title}: {median(ratios):.2f} "
-                f"({min(ratios):.2f} to {max(ratios):.2f})"
-            )
-    return ["\n".join([f"{scenario}: token p99, of {mine[0].step.title.partition(': ')[2]} = 1", *lines])]
+            found = [
+                f"{name} {median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+                for name, figure in _BESIDE.items()
+                if (values := ratios(outcome, baseline, figure))
+            ]
+            lines.append(f"  {subject.name}, beside {outcome.step.neighbours.title}: {', '.join(found)}")
+    return ["\n".join([f"{scenario}: if that of {mine[0].step.title.partition(': ')[2]} is 1", *lines])]
 
 
 def machine() -> dict[str, str]:
