@@ -16,6 +16,15 @@ from urllib.parse import urlsplit
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _SIZE_UNITS = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
+_REDIS_CREDENTIALS = r"(?:[^\s/?#]*:[^\s/?#]*@)?"
+_REDIS_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+)(?::\d{1,5})?"
+_REDIS_URLS = (
+    rf"rediss?://{_REDIS_CREDENTIALS}(?P<hosts>{_REDIS_HOST})(?:/\d*/?)?",
+    rf"rediss?\+sentinel://{_REDIS_CREDENTIALS}(?P<hosts>{_REDIS_HOST}(?:,{_REDIS_HOST})*)/[^\s/?#]+(?:/\d*/?)?"
+    r"(?:\?(?:sentinel_(?:username|password)=[^\s&#]*&?)+)?",
+    rf"rediss?\+cluster://{_REDIS_CREDENTIALS}(?P<hosts>{_REDIS_HOST}(?:,{_REDIS_HOST})*)(?:/0*/?)?",
+)
+"""A server, sentinels and the name of what they watch, nodes of a cluster."""
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+\Z")
 
 
@@ -125,10 +134,22 @@ def http_url(value: str) -> str:
 def store_url(value: str) -> str:
     """Where sessions are kept."""
     stripped = value.strip()
-    if stripped == "memory://" or re.match(r"(sqlite:///[^/\s]|sqlite:////\S|rediss?://\S)", stripped):
+    if stripped == "memory://" or re.match(r"(sqlite:///[^/\s]|sqlite:////\S)", stripped):
+        return stripped
+    if any(_is_redis_url(form, stripped) for form in _REDIS_URLS):
         return stripped
     raise ValueError(
-        "must be memory://, sqlite:///FILE (sqlite:////FILE from the root) or redis://HOST[:PORT]/N"
+        "must be memory://, sqlite:///FILE (sqlite:////FILE from the root), "
+        "redis://[[USER]:PASSWORD@]HOST[:PORT][/N], "
+        "redis+sentinel://[[USER]:PASSWORD@]SENTINEL[:PORT],…/SERVICE[/N] or "
+        "redis+cluster://[[USER]:PASSWORD@]HOST[:PORT],…; with rediss in place of redis for TLS"
+    )
+
+
+def _is_redis_url(form: str, text: str) -> bool:
+    match = re.fullmatch(form, text)
+    return match is not None and all(
+        0 < int(port) < 65536 for port in re.findall(r":(\d+)(?=,|\Z)", match["hosts"])
     )
 
 

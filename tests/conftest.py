@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.redis_groups import ClusterGroup, SentinelGroup
 from tests.redis_server import RedisServer
 
 
@@ -25,3 +26,39 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
     """The shared Redis, empty."""
     shared_redis.empty()
     return shared_redis
+
+
+@pytest.fixture(scope="session")
+def shared_sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelGroup]:
+    """One master with a replica and sentinels for all tests that hurt none of them."""
+    group = SentinelGroup(tmp_path_factory.mktemp("sentinels"))
+    group.start()
+    try:
+        yield group
+    finally:
+        group.kill()
+
+
+@pytest.fixture
+def redis_sentinels(shared_sentinels: SentinelGroup) -> SentinelGroup:
+    """The shared sentinels; their Redis is empty."""
+    shared_sentinels.empty()
+    return shared_sentinels
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterGroup]:
+    """One cluster for all tests that do not hurt it."""
+    group = ClusterGroup(tmp_path_factory.mktemp("cluster"))
+    group.start()
+    try:
+        yield group
+    finally:
+        group.kill()
+
+
+@pytest.fixture
+def redis_cluster(shared_cluster: ClusterGroup) -> ClusterGroup:
+    """The shared cluster, empty."""
+    shared_cluster.empty()
+    return shared_cluster

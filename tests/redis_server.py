@@ -1,4 +1,7 @@
-"""A real Redis for tests: started on a port of its own, paused, killed, started again, emptied."""
+"""A real Redis for tests: started on a port of its own, paused, killed, started again, emptied.
+
+Several of them as one Redis: ``redis_groups``.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import random
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,11 +36,19 @@ def require_redis() -> str:
 class RedisServer:
     """One ``redis-server`` process; all methods block, for milliseconds."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
-        self._program = require_redis()
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        program: str | None = None,
+        ports: Sequence[int] = PORTS,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._program = program or require_redis()
         self._directory = directory
-        self._options = options
-        self.port = _free_port()
+        self.options = options
+        self._tls = tls
+        self.port = free_port(ports)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -45,8 +58,8 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, and return when it answers."""
-        command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        command += ["--dir", str(self._directory), "--logfile", "redis.log", *self._options]
+        command = [self._program, *self._arguments(), "--bind", "127.0.0.1"]
+        command += ["--dir", str(self._directory), "--logfile", f"redis-{self.port}.log", *self.options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + _START_SECONDS
         while True:
@@ -57,15 +70,28 @@ class RedisServer:
                 pass
             if self._process.poll() is not None or time.monotonic() > end:
                 self.kill()
-                raise AssertionError("redis-server does not answer; its redis.log says why")
+                raise AssertionError("redis-server does not answer; its log says why")
             time.sleep(0.005)
 
+    def _arguments(self) -> list[str]:
+        if self._tls is not None:
+            return ["--port", "0", "--tls-port", str(self.port), "--save", ""]
+        return ["--port", str(self.port), "--save", ""]
+
     def ask(self, command: str) -> str:
-        """The first line of the answer to an inline command."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        """The answer to an inline command: its first line, or the text that it is."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as plain:
+            connection = (
+                plain if self._tls is None else self._tls.wrap_socket(plain, server_hostname="localhost")
+            )
             connection.sendall(command.encode() + b"\r\n")
             with connection.makefile("rb") as lines:
-                return lines.readline().decode().strip()
+                line = lines.readline().decode().strip()
+                return lines.read(int(line[1:])).decode() if line[:1] == "$" and line != "$-1" else line
+
+    def says(self, command: str, text: str) -> bool:
+        """Whether a text is in the answer to a command."""
+        return text in self.ask(command)
 
     def empty(self) -> None:
         """Drop all data and all functions."""
@@ -85,8 +111,9 @@ class RedisServer:
             self._process = None
 
 
-def _free_port() -> int:
-    for port in random.sample(PORTS, len(PORTS)):
+def free_port(ports: Sequence[int]) -> int:
+    """One of some ports that nobody listens on."""
+    for port in random.sample(ports, len(ports)):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

@@ -9,13 +9,14 @@ from pathlib import Path
 from attrs import frozen
 
 from gateway.adapters.stores.memory import open_memory_store
-from gateway.adapters.stores.redis_location import RedisLocation, parse_redis_url
+from gateway.adapters.stores.redis_location import RedisLocation, is_redis_scheme, parse_redis_url
 from gateway.adapters.stores.sqlite import open_sqlite_store
 from gateway.ports import Clock, SessionStore, Telemetry
 
 _SUPPORTED = (
     "supported are memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db, "
-    "redis://host:port/0 and rediss://host:port/0"
+    "redis://host:port/0, redis+sentinel://host:port,host:port/service and "
+    "redis+cluster://host:port,host:port (rediss for TLS)"
 )
 
 
@@ -27,7 +28,7 @@ class StoreLocation:
     path: Path | None = None
     """The file of a ``sqlite`` store; None for others."""
     redis: RedisLocation | None = None
-    """The server of a ``redis`` or ``rediss`` store."""
+    """The servers of a Redis store."""
 
 
 def parse_store_url(url: str) -> StoreLocation:
@@ -46,7 +47,7 @@ def parse_store_url(url: str) -> StoreLocation:
         if "?" in path or "\0" in path:
             raise ValueError("STORE_URL sqlite:/// takes a path and no options; STORE_SYNC sets how it syncs")
         return StoreLocation(scheme, Path(path))
-    if separator and scheme in ("redis", "rediss"):
+    if separator and is_redis_scheme(scheme):
         return StoreLocation(scheme, redis=parse_redis_url(url))
     # Of an unknown URL only the scheme is repeated: the rest may hold a password.
     named = f"{scheme}://" if separator else "a text without ://"

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 import trio
 from attrs import frozen
 
+from gateway.adapters.stores.redis_cluster import RedisCluster
 from gateway.adapters.stores.redis_commits import (
+    LOST,
     NO_ATTEMPT,
     REASONS,
     CommitContext,
@@ -26,16 +30,15 @@ from gateway.adapters.stores.redis_commits import (
     commit_arguments,
     stored_session,
 )
-from gateway.adapters.stores.redis_connection import (
-    Answer,
-    Argument,
-    RedisConnection,
-    running_connection,
-)
+from gateway.adapters.stores.redis_connection import IsThere, RedisConnection, running_connection
 from gateway.adapters.stores.redis_indexes import STEP_SESSIONS, SessionIndexes
-from gateway.adapters.stores.redis_keys import CHECKED, keys_of, load_library, subject_key
+from gateway.adapters.stores.redis_keys import GENERATION, keys_of, load_library, subject_key
 from gateway.adapters.stores.redis_leases import LEASE_SECONDS, RedisLeases
-from gateway.adapters.stores.redis_location import RedisLocation
+from gateway.adapters.stores.redis_link import Answer, Ask, Command, make_connection, raise_errors
+from gateway.adapters.stores.redis_location import RedisAddress, RedisLocation, Topology
+from gateway.adapters.stores.redis_one_master import OneMaster
+from gateway.adapters.stores.redis_preparation import Preparation
+from gateway.adapters.stores.redis_sentinel import RedisSentinels
 from gateway.core.packing import PackedCommit, UnreadablePack, pack_commit, pack_record
 from gateway.core.storage import NOBODY, CommitRefused, SessionCommit, SessionRecord, StoredSession
 from gateway.node_ports import SessionLeases
@@ -85,7 +88,8 @@ class RedisStore(SessionStore):
         self._time_to_live = max(_LEAST_TIME_TO_LIVE, 2 * max(retention, dedupe_window))
         self._new_token = new_token
         self._telemetry = telemetry
-        self._attempts = map((new_token() + "-{}").format, itertools.count())
+        self._process = new_token()
+        self._attempts = map((self._process + "-{}").format, itertools.count())
         self._known: dict[str, str] = {}
         """By session id the attempt that this process saw last; what it holds follows that one."""
         self._idle: frozenset[str] = frozenset()
@@ -96,6 +100,7 @@ class RedisStore(SessionStore):
             connection, self._indexes, node=new_token(), telemetry=telemetry, lease_seconds=lease_seconds
         )
         self._refresh_at = 0.0
+        connection.check_kept = self._check_kept
 
     # ------------------------------------------------------------------ commit
 
@@ -152,7 +157,9 @@ class RedisStore(SessionStore):
     ) -> None:
         connection = self._connection
         context = CommitContext(connection.generation, int(self._time_to_live * 1000), self._dedupe_window)
-        commands = self._indexes.marking(step.packed for step in steps)
+        ahead, commands = self._indexes.marking(step.packed for step in steps)
+        if ahead:
+            await connection.all_of(ahead)
         first = len(commands)
         for step in steps:
             keys = keys_of(step.session_id)
@@ -170,21 +177,15 @@ class RedisStore(SessionStore):
                     ),
                 )
             )
-        behind = len(commands)
-        commands += connection.commit_tail()
-        seen = connection.highest_count
-        answers = await connection.batch(commands)
-        failure = next((answer for answer in answers[:behind] if isinstance(answer, BaseException)), None)
-        try:
-            if failure is not None:
-                raise connection.unavailable(failure) from failure
-            await connection.note_commit(answers[behind:], seen)
-        except BaseException:
+        answers = await connection.commit(commands)
+        failure = next((answer for answer in answers if isinstance(answer, BaseException)), None)
+        if failure is not None:
             for step in steps:
                 kept = _Uncertain(tuple(by_session[step.session_id]), step.expected, step.attempt)
                 self._uncertain.setdefault(step.session_id, kept)
-            raise
-        for step, answer in zip(steps, answers[first:behind], strict=True):
+            raise connection.unavailable(failure) from failure
+        connection.note_works()
+        for step, answer in zip(steps, answers[first:], strict=True):
             self._note(step, answer, refused)
 
     def _note(self, step: _Step, answer: Answer, refused: dict[str, str]) -> None:
@@ -222,7 +223,7 @@ class RedisStore(SessionStore):
 
     async def _read(self, session_id: str) -> RawSession:
         owner, head, events, queue, ledger, _, decisions = keys_of(session_id)
-        commands: list[tuple[Argument, ...]] = [
+        commands: list[Command] = [
             (b"MULTI",),
             (b"HGET", owner, b"owner"),
             (b"HGETALL", head),
@@ -232,7 +233,7 @@ class RedisStore(SessionStore):
             (b"HGETALL", decisions),
             (b"EXEC",),
         ]
-        answers = await self._connection.batch(commands, large=True)
+        answers = await self._connection.batch(commands, large=True, together=True)
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise self._connection.unavailable(answer) from answer
@@ -311,10 +312,60 @@ class RedisStore(SessionStore):
     async def maintain(self) -> None:
         """Take needless marks out of the index. Raises ``StoreUnavailable``."""
         await self._indexes.tidy()
+        # Another gateway may have begun a new one, while what this one holds was not in doubt.
+        self._connection.generation = await self._connection.call(b"GET", GENERATION) or b""
 
     async def check(self) -> None:
-        """Write one key. Raises ``StoreUnavailable`` within 1 s."""
-        await self._connection.call(b"SET", CHECKED, b"1")
+        """Write one key on each master. Raises ``StoreUnavailable`` within 1 s."""
+        await self._connection.all_of([(b"SET", key, b"1") for key in self._connection.check_keys])
+
+    async def _check_kept(self, ask: Ask, is_there: IsThere) -> int:
+        """Which sessions has a server less of than this process was told is stored? See ``CheckKept``."""
+        mine = [
+            (keys_of(session_id)[:2], attempt, self._leases.fence(session_id))
+            for session_id, attempt in self._known.items()
+            if attempt.startswith(self._process) and is_there(keys_of(session_id)[0])
+        ]
+        lost = 0
+        for start in range(0, len(mine), STEP_SESSIONS):
+            questions = [
+                self._connection.function_call("verify", keys, (attempt, next(self._attempts), fence))
+                for keys, attempt, fence in mine[start : start + STEP_SESSIONS]
+            ]
+            lost += raise_errors(await ask(questions)).count(LOST)
+        return lost
+
+
+def connect(
+    location: RedisLocation, *, full_sync: bool, new_token: Callable[[], str], telemetry: Telemetry
+) -> RedisConnection:
+    """What talks to the Redis at ``location``, not yet connected; see ``running_connection``."""
+    tls = ssl.create_default_context() if location.tls else None
+    make = partial(
+        make_connection,
+        database=location.database,
+        username=location.username,
+        password=location.password,
+        tls=tls,
+    )
+    preparation = Preparation(load_library(), location.topology, full_sync)
+    if location.topology is Topology.CLUSTER:
+        return RedisCluster(
+            seeds=location.addresses,
+            make=make,
+            preparation=preparation,
+            new_token=new_token,
+            telemetry=telemetry,
+        )
+    master: RedisSentinels | RedisAddress = location.addresses[0]
+    if location.topology is Topology.SENTINEL:
+        make_sentinel = partial(
+            make_connection, username=location.sentinel_username, password=location.sentinel_password, tls=tls
+        )
+        master = RedisSentinels(location.addresses, location.service, make_sentinel)
+    return OneMaster(
+        master=master, make=make, preparation=preparation, new_token=new_token, telemetry=telemetry
+    )
 
 
 @asynccontextmanager
@@ -338,13 +389,7 @@ async def open_redis_store(
     Raises ``StoreUnavailable`` when Redis cannot be reached within seconds, is too old, or cannot give what
     ``full_sync`` asks for.
     """
-    connection = RedisConnection(
-        location,
-        library=load_library(),
-        full_sync=full_sync,
-        new_token=new_token,
-        telemetry=telemetry,
-    )
+    connection = connect(location, full_sync=full_sync, new_token=new_token, telemetry=telemetry)
     async with running_connection(connection):
         yield RedisStore(
             connection,

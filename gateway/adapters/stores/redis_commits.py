@@ -13,10 +13,12 @@ UNFINISHED = 1
 """Stored, and a turn runs or messages wait."""
 FINISHED = 2
 """Stored, and neither is so."""
+LOST = -3
+"""Redis has less of a session than was acknowledged, or another past of it."""
 REASONS = {
     -1: "the session is not known",
     -2: "its events do not follow the last one stored",
-    -3: "the store holds another past of it than this gateway does",
+    LOST: "the store holds another past of it than this gateway does",
     -4: "a commit before it was refused",
     -5: "another node serves it now",
 }

@@ -2,8 +2,9 @@
 --
 -- Keys of a session (all in one hash slot):
 --   owner      hash: owner (a subject), node and fence (who may write it); never expires
---   head       hash: life, last_seq, trimmed_to, last_event_id, attempt, step, record, running, touched_at,
---              generation, position (a counter), expires ('1' while the keys have a time to live)
+--   head       hash: life, last_seq, trimmed_to, last_event_id, attempt, step, previous (the last attempt of
+--              the gateway before this one's), record, running, touched_at, generation, position (a counter), expires ('1' while
+--              the keys have a time to live)
 --   events     stream: one entry per commit, id <life>-<seq of its last event>, field e = the packed events
 --   queue      hash: <position>:<turn id> -> packed message
 --   ledger     hash: <message id> -> <position>:<accepted at>:<turn id>
@@ -30,6 +31,11 @@ end
 
 local function drop(keys)
   redis.call('DEL', keys[3], keys[4], keys[5], keys[6], keys[7])
+end
+
+-- The gateway process that made an attempt: its name and a dash.
+local function process_of(attempt)
+  return string.sub(attempt, 1, string.find(attempt, '-', 1, true))
 end
 
 local function is_unfinished(keys)
@@ -81,6 +87,9 @@ local function commit(keys, args)
   local is_reset = args[11] == '1'
   if is_reset then last_seq = '0' end
   if args[5] ~= '0' and tonumber(args[5]) ~= tonumber(last_seq) + 1 then return GAP end
+  if attempt ~= args[3] and attempt ~= '-' and process_of(attempt) ~= process_of(args[3]) then
+    redis.call('HSET', head_key, 'previous', attempt)
+  end
   local trimmed_to = tonumber(head[3] or '0')
   if is_reset then
     drop(keys)
@@ -223,6 +232,31 @@ local function renew(keys, args)
   return set_expiry(keys, args[5])
 end
 
+-- Keys: owner, head. Arguments: the last attempt of a gateway that was acknowledged, a new attempt, its fencing
+-- number. Redis may have lost what was acknowledged: then the past of the session is in doubt, whoever has it
+-- now. With the new attempt whatever follows from that past is refused, and who loads it begins a new epoch.
+local function verify(keys, args)
+  local head = redis.call('HMGET', keys[2], 'attempt', 'previous')
+  local process = process_of(args[1])
+  if not head[1] then
+    -- Dropped by who had a right to, unless it is this gateway's or is not known at all.
+    local owner = redis.call('HMGET', keys[1], 'owner', 'fence')
+    if not owner[1] or args[3] == '' or owner[2] == args[3] then return LOST end
+    return STORED
+  end
+  for index = 1, 2 do
+    local attempt = head[index]
+    if attempt and process_of(attempt) == process then
+      local number = string.sub(attempt, #process + 1)
+      if tonumber(number) >= tonumber(string.sub(args[1], #process + 1)) then return STORED end
+      redis.call('HSET', keys[2], 'attempt', args[2], 'step', '0', 'previous', head[1], 'generation', '')
+      return LOST
+    end
+  end
+  -- Two others wrote it since.
+  return STORED
+end
+
 -- Keys: all of a session. Whether a turn runs or messages wait.
 local function unfinished(keys)
   if is_unfinished(keys) then return UNFINISHED end
@@ -272,5 +306,6 @@ redis.register_function('PREFIX_forget', forget)
 redis.register_function('PREFIX_refresh', refresh)
 redis.register_function('PREFIX_renew', renew)
 redis.register_function('PREFIX_unfinished', unfinished)
+redis.register_function('PREFIX_verify', verify)
 redis.register_function('PREFIX_unmark', unmark)
 redis.register_function('PREFIX_doubt', doubt)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from collections import defaultdict
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from gateway.adapters.stores.redis_commits import FINISHED, UNFINISHED
-from gateway.adapters.stores.redis_connection import Answer, Argument, RedisConnection
-from gateway.adapters.stores.redis_keys import TOUCHED
-from gateway.adapters.stores.redis_keys import UNFINISHED as UNFINISHED_SESSIONS
+from gateway.adapters.stores.redis_connection import RedisConnection, ShardOf
+from gateway.adapters.stores.redis_keys import Shard
+from gateway.adapters.stores.redis_link import Answer, Argument, Command
 from gateway.core.packing import PackedCommit
 from gateway.core.storage import TurnState
 
@@ -22,38 +24,50 @@ STEP_SESSIONS = 50
 """Sessions per pipeline of housekeeping: commits get their turn in between."""
 
 
+class Mark(NamedTuple):
+    """That a session may be unfinished, and where that is said."""
+
+    shard: Shard
+    number: int
+
+
 class SessionIndexes:
     """The indexes, as one process keeps them."""
 
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
-        self._marks = itertools.count(secrets.randbits(40))
+        self._numbers = itertools.count(secrets.randbits(40))
         """A mark is taken back only if it is still the one that was found needless: each is different."""
-        self._marked: dict[str, int] = {}
-        self._finished: dict[str, int] = {}
+        self._marked: dict[str, Mark] = {}
+        self._finished: dict[str, Mark] = {}
         """Marks that are needless by now."""
 
-    def marking(self, steps: Iterable[PackedCommit]) -> list[tuple[Argument, ...]]:
-        """The commands that index what the steps may make of their sessions, before they do."""
-        unfinished: list[Argument] = []
-        touched: list[Argument] = []
+    def marking(self, steps: Iterable[PackedCommit]) -> tuple[list[Command], list[Command]]:
+        """The commands that index what the steps may make of their sessions, before they do.
+
+        First those that have to be carried out before the steps are sent, then those that may go with them.
+        """
+        unfinished: defaultdict[ShardOf, list[Argument]] = defaultdict(list)
+        touched: defaultdict[ShardOf, list[Argument]] = defaultdict(list)
         for step in steps:
             commit = step.more
             if commit is None:
                 continue
             record = commit.record
+            where = self._connection.shard_of(step.session_id)
             if commit.queued or (record is not None and record.turn_state is TurnState.RUNNING):
-                mark = self._marked[step.session_id] = next(self._marks)
+                mark = self._marked[step.session_id] = Mark(where.shard, next(self._numbers))
                 self._finished.pop(step.session_id, None)
-                unfinished += [mark, step.session_id]
+                unfinished[where] += [mark.number, step.session_id]
             if record is not None:
-                touched += [repr(record.touched_at), step.session_id]
-        commands: list[tuple[Argument, ...]] = []
-        if unfinished:
-            commands.append((b"ZADD", UNFINISHED_SESSIONS, *unfinished))
-        if touched:
-            commands.append((b"ZADD", TOUCHED, *touched))
-        return commands
+                touched[where] += [repr(record.touched_at), step.session_id]
+        ahead: list[Command] = []
+        along: list[Command] = []
+        for where, pairs in unfinished.items():
+            (along if where.is_near else ahead).append((b"ZADD", where.shard.unfinished, *pairs))
+        for where, pairs in touched.items():
+            (along if where.is_near else ahead).append((b"ZADD", where.shard.touched, *pairs))
+        return ahead, along
 
     def note(self, session_id: str, answer: Answer) -> None:
         """Take note of what a commit of a session made of it, by the function's answer."""
@@ -63,12 +77,19 @@ class SessionIndexes:
             # An earlier commit in the same call had left nothing to do.
             self._marked[session_id] = mark
 
-    async def marks(self) -> dict[str, int]:
+    async def marks(self) -> dict[str, Mark]:
         """Sessions that may have a turn running or messages queued. Raises ``StoreUnavailable``."""
-        found = await self._connection.call(b"ZRANGE", UNFINISHED_SESSIONS, 0, -1, b"WITHSCORES")
-        return {member.decode(): int(score) for member, score in found}
+        shards = self._connection.shards
+        answers = await self._connection.all_of(
+            [(b"ZRANGE", shard.unfinished, 0, -1, b"WITHSCORES") for shard in shards]
+        )
+        return {
+            member.decode(): Mark(shard, int(score))
+            for shard, found in zip(shards, answers, strict=True)
+            for member, score in found
+        }
 
-    async def unfinished(self, marks: dict[str, int]) -> list[str]:
+    async def unfinished(self, marks: dict[str, Mark]) -> list[str]:
         """Those of some marked sessions that really have. Raises ``StoreUnavailable``."""
         unfinished: list[str] = []
         session_ids = list(marks)
@@ -90,15 +111,33 @@ class SessionIndexes:
 
         Returns how many were dropped, and the ids of those and of others that were found gone.
         """
-        dropped = passed = 0
+        dropped = 0
         gone: list[str] = []
+        shards = self._connection.shards
+        counts = await self._connection.all_of(
+            [(b"ZCOUNT", shard.touched, b"-inf", f"({before!r}") for shard in shards]
+        )
+        for shard, count in zip(shards, counts, strict=True):
+            if count:
+                dropped += await self._expire(shard.touched, before, keep, others, gone)
+        return dropped, gone
+
+    async def _expire(
+        self,
+        touched: bytes,
+        before: float,
+        keep: Collection[str],
+        others: Collection[str],
+        gone: list[str],
+    ) -> int:
+        dropped = passed = 0
         while True:
             some = await self._connection.call(
-                *(b"ZRANGE", TOUCHED, b"-inf", f"({before!r}", b"BYSCORE"),
+                *(b"ZRANGE", touched, b"-inf", f"({before!r}", b"BYSCORE"),
                 *(b"LIMIT", passed, STEP_SESSIONS, b"WITHSCORES"),
             )
             if not some:
-                return dropped, gone
+                return dropped
             scores = {member.decode(): float(score) for member, score in some}
             old = [session_id for session_id in scores if session_id not in keep]
             passed += len(scores) - len(old)
@@ -119,18 +158,19 @@ class SessionIndexes:
                 else:
                     younger += [answer, session_id]
             if needless:
-                await self._connection.function("unmark", [TOUCHED], *needless)
+                await self._connection.function("unmark", [touched], *needless)
             if younger:
-                await self._connection.call(b"ZADD", TOUCHED, b"GT", *younger)
+                await self._connection.call(b"ZADD", touched, b"GT", *younger)
 
     async def tidy(self) -> None:
         """Take needless marks back. Raises ``StoreUnavailable``."""
         while self._finished:
             some = dict(itertools.islice(self._finished.items(), STEP_SESSIONS))
-            pairs: list[Argument] = []
+            pairs: defaultdict[Shard, list[Argument]] = defaultdict(list)
             for session_id, mark in some.items():
-                pairs += [session_id, mark]
-            await self._connection.function("unmark", [UNFINISHED_SESSIONS], *pairs)
+                pairs[mark.shard] += [session_id, mark.number]
+            for shard, needless in pairs.items():
+                await self._connection.function("unmark", [shard.unfinished], *needless)
             for session_id, mark in some.items():
                 if self._finished.get(session_id) == mark:
                     del self._finished[session_id]

@@ -2,12 +2,16 @@
 
 All keys of a session carry its id in braces: in a cluster they are in one hash slot, so that one function
 call may change them all. What is about many sessions is an index beside them, written so that a crash
-between the two leaves an index that says too much, never too little; readers ask the session itself.
+between the two leaves an index that says too much, never too little; readers ask the session itself. In a
+cluster an index has many shards: a session is indexed in one that is on the same server as the session is
+then, so that one write in order reaches both. Who reads an index reads all of its shards.
 """
 
 from __future__ import annotations
 
+import binascii
 import hashlib
+import itertools
 from importlib import resources
 from typing import NamedTuple
 
@@ -15,14 +19,50 @@ GENERATION = b"gateway:generation"
 """Changes when Redis was found to have lost what it had: epochs from before are in doubt."""
 COMMITS = b"gateway:commits"
 """Counts group commits: a gateway that remembers a higher number knows that data was lost."""
-UNFINISHED = b"gateway:unfinished"
-"""Sorted set of sessions that may have a running turn or waiting messages; the score tells marks apart."""
-TOUCHED = b"gateway:touched"
-"""Sorted set of sessions by when they were last touched, as of some commit."""
 NODES = b"gateway:nodes"
 """Sorted set of nodes by when they last said that they live, in Redis' milliseconds."""
-CHECKED = b"gateway:checked"
-"""Written to prove that it can be."""
+SLOTS = 16384
+"""Hash slots of a cluster."""
+_SHARDS = 32
+"""As many parts of the slots have an index of their own: with more masters than that some have none near."""
+
+
+class Shard(NamedTuple):
+    """Keys that are beside sessions."""
+
+    unfinished: bytes
+    """Sorted set of sessions that may have a running turn or waiting messages; scores tell marks apart."""
+    touched: bytes
+    """Sorted set of sessions by when they were last touched, as of some commit."""
+    checked: bytes
+    """Written to prove that it can be."""
+
+
+SOLE_SHARD = Shard(b"gateway:unfinished", b"gateway:touched", b"gateway:checked")
+"""Of a Redis that is no cluster."""
+
+
+def cluster_shards() -> tuple[Shard, ...]:
+    """One shard for each part of the slots, in their order."""
+    tags: dict[int, bytes] = {}
+    for number in itertools.count():
+        # No session id has a number sign in it.
+        tag = b"#%d" % number
+        tags.setdefault(slot_of(tag) * _SHARDS // SLOTS, tag)
+        if len(tags) == _SHARDS:
+            break
+    bases = [b"gateway:{%s}:" % tags[part] for part in range(_SHARDS)]
+    return tuple(Shard(base + b"unfinished", base + b"touched", base + b"checked") for base in bases)
+
+
+def slot_of(key: bytes) -> int:
+    """The hash slot of a key: of what is between its first braces, if that is anything.
+
+    https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags
+    """
+    _, has_tag, rest = key.partition(b"{")
+    tag, is_closed, _ = rest.partition(b"}")
+    return binascii.crc_hqx(tag if has_tag and is_closed and tag else key, 0) % SLOTS
 
 
 def keys_of(session_id: str) -> tuple[bytes, ...]:

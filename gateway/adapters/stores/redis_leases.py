@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 import trio
 
 from gateway.adapters.stores.redis_connection import RedisConnection
-from gateway.adapters.stores.redis_indexes import STEP_SESSIONS, SessionIndexes
+from gateway.adapters.stores.redis_indexes import STEP_SESSIONS, Mark, SessionIndexes
 from gateway.adapters.stores.redis_keys import NODES, keys_of
 from gateway.adapters.stores.redis_mail import RedisMail
 from gateway.core.errors import StoreUnavailable
@@ -134,12 +134,10 @@ class RedisLeases(SessionLeases):
 
     async def _find_lost(self, lost: Callable[[str], None]) -> None:
         for some in _steps(list(self._fences)):
-            answers = await self._connection.batch(
+            answers = await self._connection.all_of(
                 [(b"HGET", keys_of(session_id)[0], b"fence") for session_id in some]
             )
             for session_id, answer in zip(some, answers, strict=True):
-                if isinstance(answer, BaseException):
-                    raise self._connection.unavailable(answer) from answer
                 held = self._fences.get(session_id)
                 if held is not None and (answer is None or answer.decode() != held):
                     del self._fences[session_id]
@@ -147,12 +145,10 @@ class RedisLeases(SessionLeases):
 
     async def _find_ownerless(self) -> list[str]:
         marks = await self._indexes.marks()
-        found: dict[str, int] = {}
+        found: dict[str, Mark] = {}
         for some in _steps([session_id for session_id in marks if session_id not in self._fences]):
-            answers = await self._connection.batch([(b"HGET", keys_of(each)[0], b"node") for each in some])
+            answers = await self._connection.all_of([(b"HGET", keys_of(each)[0], b"node") for each in some])
             for session_id, answer in zip(some, answers, strict=True):
-                if isinstance(answer, BaseException):
-                    raise self._connection.unavailable(answer) from answer
                 if answer is None or answer.decode() not in self.others:
                     found[session_id] = marks[session_id]
         # Last, for it costs most: nearly all that are marked have a node that lives.

@@ -13,15 +13,9 @@ from contextlib import aclosing
 from typing import Any, cast
 
 import trio
-from coredis.connection import TCPConnection
 
-from gateway.adapters.stores.redis_connection import (
-    TROUBLE,
-    Argument,
-    RedisConnection,
-    close_buffers,
-    run_until_lost,
-)
+from gateway.adapters.stores.redis_connection import RedisConnection, Subscription
+from gateway.adapters.stores.redis_link import TROUBLE, Command, close_buffers, run_until_lost
 from gateway.core.errors import StoreUnavailable
 from gateway.core.letters import Letter, UnreadableLetter, decode_batch, encode_batch
 from gateway.node_ports import NodeMail
@@ -79,11 +73,11 @@ class RedisMail(NodeMail):
             while not self._outbox:
                 await self._posted.park()
             outbox, self._outbox = self._outbox, {}
-            commands: list[tuple[Argument, ...]] = []
+            commands: list[Command] = []
             for node, letters in outbox.items():
                 batch = self._node.encode().ljust(_NODE_NAME) + encode_batch(self._sent[node], letters)
                 self._sent[node] += 1
-                commands.append((b"PUBLISH", _channel(node), batch))
+                commands.append((self._connection.publish_command, _channel(node), batch))
             try:
                 answers = await self._connection.batch(commands)
             except StoreUnavailable as error:
@@ -101,31 +95,60 @@ class RedisMail(NodeMail):
     ) -> None:
         is_first = True
         while True:
-            connection, over = self._connection.make(), trio.Event()
+            subscription: Subscription | None = None
             try:
+                subscription = self._connection.subscription(_channel(self._node))
+                connection, over, begun = subscription.connection, trio.Event(), trio.Event()
                 await nursery.start(run_until_lost, connection, over)
-                connection.send_command(b"SUBSCRIBE", _channel(self._node))
-                nursery.start_soon(_watch, connection, over)
+                connection.send_command(subscription.command, _channel(self._node))
+                nursery.start_soon(self._watch, subscription, begun, over)
                 async with aclosing(connection.push_messages) as messages:
                     async for message in messages:
                         kind, _, data = cast("list[Any]", message)
-                        if kind == b"message":
+                        if kind in (b"message", b"smessage"):
                             self._open(take, data)
-                        elif is_first:
-                            is_first = False
-                            task_status.started()
-            except TROUBLE as error:
+                        elif kind == b"sunsubscribe":
+                            # The channel's slot has moved, in a cluster.
+                            break
+                        else:
+                            begun.set()
+                            if is_first:
+                                is_first = False
+                                task_status.started()
+            except (*TROUBLE, StoreUnavailable) as error:
                 # coredis makes an error of a cancellation that strikes while it connects.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 if is_first:
                     raise self._connection.unavailable(error) from error
             finally:
-                connection.invalidate("over")
-                close_buffers(connection)
+                if subscription is not None:
+                    subscription.connection.invalidate("over")
+                    close_buffers(subscription.connection)
             # Nobody can say what was published meanwhile.
             for node in {*self._due, *self._sent}:
                 self._lost(node)
             await trio.sleep(_RECONNECT_SECONDS)
+
+    async def _watch(self, subscription: Subscription, begun: trio.Event, over: trio.Event) -> None:
+        """Cut a subscription that will never hear anything, which looks like one without letters.
+
+        A broken network keeps it silent, or what is published goes to another server, or it was refused.
+        """
+        connection = subscription.connection
+        while not over.is_set():
+            with trio.move_on_after(_WATCH_SECONDS):
+                await over.wait()
+                return
+            try:
+                await connection.create_request(b"PING")
+            except TROUBLE:
+                connection.invalidate("no answer in time")
+                return
+            if not begun.is_set() or not self._connection.is_current(
+                subscription.address, _channel(self._node)
+            ):
+                connection.invalidate("not where letters are published")
+                return
 
     def _open(self, take: Take, data: bytes) -> None:
         sender = data[:_NODE_NAME].rstrip().decode()
@@ -140,19 +163,6 @@ class RedisMail(NodeMail):
             self._telemetry.warning("letters_lost", node=sender, publications=number - due)
             self._lost(sender)
         take(sender, letters)
-
-
-async def _watch(connection: TCPConnection, over: trio.Event) -> None:
-    """Cut a subscription that a broken network keeps silent: it would look like one without letters."""
-    while not over.is_set():
-        with trio.move_on_after(_WATCH_SECONDS):
-            await over.wait()
-            return
-        try:
-            await connection.create_request(b"PING")
-        except TROUBLE:
-            connection.invalidate("no answer in time")
-            return
 
 
 def _channel(node: str) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from gateway.adapters.stores.memory import MemoryStore
 from gateway.adapters.stores.open import StoreLocation, open_session_store, parse_store_url
 from gateway.adapters.stores.redis import RedisStore
-from gateway.adapters.stores.redis_location import RedisLocation
+from gateway.adapters.stores.redis_location import RedisAddress, RedisLocation
 from gateway.adapters.stores.sqlite import SqliteStore
 from tests.conformance.session_store import RecordingTelemetry, SettableClock
 from tests.redis_server import RedisServer
@@ -23,8 +23,11 @@ from tests.redis_server import RedisServer
         ("sqlite:///gateway.db", StoreLocation("sqlite", Path("gateway.db"))),
         ("sqlite:///var/gateway.db", StoreLocation("sqlite", Path("var/gateway.db"))),
         ("sqlite:////var/lib/gateway.db", StoreLocation("sqlite", Path("/var/lib/gateway.db"))),
-        ("redis://r:1/2", StoreLocation("redis", redis=RedisLocation("r", 1, 2))),
-        ("rediss://r", StoreLocation("rediss", redis=RedisLocation("r", tls=True))),
+        (
+            "redis://r:1/2",
+            StoreLocation("redis", redis=RedisLocation((RedisAddress("r", 1),), database=2)),
+        ),
+        ("rediss://r", StoreLocation("rediss", redis=RedisLocation((RedisAddress("r", 6379),), tls=True))),
     ],
 )
 def test_supported_urls_are_understood(url: str, location: StoreLocation) -> None:
@@ -46,6 +49,7 @@ def test_supported_urls_are_understood(url: str, location: StoreLocation) -> Non
         ("sqlite:///gateway.db?mode=ro", "no options"),
         ("memory://gateway", "takes nothing"),
         ("redis://:hunter2@r/0?ssl=1", "is written redis://"),
+        ("redis+proxy://:hunter2@r", "redis\\+proxy://, which is not supported.*redis\\+cluster://"),
     ],
 )
 def test_other_urls_are_refused_with_what_is_supported(url: str, says: str) -> None:
