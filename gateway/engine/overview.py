@@ -13,6 +13,7 @@ from gateway.engine.hub import Hub
 from gateway.engine.pulse import Pulse
 from gateway.engine.session_runner import SessionRunner
 from gateway.engine.session_socket import SessionSocket
+from gateway.engine.shared_socket import SessionLane
 
 SESSIONS_PER_STEP: Final = 1000
 """Sessions looked at before everybody else gets a turn: half a millisecond."""
@@ -69,14 +70,16 @@ def _importance(runner: SessionRunner) -> tuple[bool, bool, float]:
 def _describe(runner: SessionRunner) -> SessionOverview:
     session = runner.session
     sockets = [socket for socket in runner.attachments if isinstance(socket, SessionSocket)]
-    rtts = [socket.rtt for socket in sockets if socket.rtt is not None]
+    # A lane is to its session a socket like any other, but is pinged, and encoded for, as part of its socket.
+    ends = [item.connection if isinstance(item.connection, SessionLane) else item for item in sockets]
+    rtts = [end.rtt for end in ends if end.rtt is not None]
     return SessionOverview(
         session_id=runner.session_id,
         state=session.turn_state.value,
         turn_id=session.turn_id,
         agent=runner.agent,
         queued=session.waiting_messages,
-        dialects=[socket.dialect.value for socket in sockets],
+        dialects=[end.dialect.value for end in ends],
         rtt=min(rtts, default=None),
         unacked_bytes=sum(socket.unacked_bytes for socket in sockets),
         last_seq=session.log.last_seq,

@@ -96,6 +96,11 @@ class SessionSocket:
         """Seconds between its last ping and pong."""
 
     @property
+    def connection(self) -> ClientConnection:
+        """What it writes to."""
+        return self._connection
+
+    @property
     def dialect(self) -> Dialect:
         """What it speaks."""
         return self._dialect

@@ -38,7 +38,7 @@ class SharedSocket:
 
     def __init__(self, connection: ClientConnection, dialect: Dialect, limits: Limits) -> None:
         self._connection = connection
-        self._dialect = dialect
+        self.dialect = dialect
         self._limits = limits
         self._control: list[bytes] = []
         self._lanes: deque[SessionLane] = deque()
@@ -106,7 +106,7 @@ class SharedSocket:
             texts = self._take_turns()
             if not texts:
                 return
-            if not self._connection.send_nowait(encode_v2(texts, self._dialect)):
+            if not self._connection.send_nowait(encode_v2(texts, self.dialect)):
                 self._blocked = True
                 self._need_flusher()
 
@@ -190,6 +190,16 @@ class SessionLane(ClientConnection):
         self._moved: trio.Event | None = None
         self.waiting: deque[bytes] = deque()
         """Events that have not had their turn."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """What the shared socket speaks."""
+        return self._shared.dialect
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds that the shared socket's last ping took to be answered."""
+        return self._shared.rtt
 
     def is_snapshot(self, text: bytes) -> bool:
         """Whether a control text is the session's snapshot, which replaces events."""
