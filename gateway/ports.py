@@ -256,6 +256,10 @@ class SessionStore(Protocol):
         """Apply commits. Raises ``StoreUnavailable`` when they could not be stored: then none was."""
         ...
 
+    def commit_nowait(self, commits: Sequence[SessionCommit]) -> bool:
+        """``commit`` in microseconds, if the store can. False: nothing was done. Raises ``CommitRefused``."""
+        return not commits
+
     async def load(self, session_id: str) -> StoredSession | None:
         """All that is held of a session, or None. Raises ``StoreUnavailable``."""
         ...
@@ -295,9 +299,6 @@ class SessionStore(Protocol):
     async def check(self) -> None:
         """Prove that the store can be written. Raises ``StoreUnavailable`` within 1 s."""
         ...
-
-
-# --------------------------------------------------------------------------- identity
 
 
 class Authenticator(Protocol):

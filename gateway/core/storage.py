@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from attrs import field, frozen
 
@@ -91,9 +92,11 @@ class SessionRecord:
     """The part of the running answer whose events are already trimmed."""
 
 
-@frozen
-class SessionCommit:
-    """One atomic step of one session. Empty fields change nothing."""
+class SessionCommit(NamedTuple):
+    """One atomic step of one session. Empty fields change nothing.
+
+    A NamedTuple because one is made per session and group commit.
+    """
 
     session_id: str
     record: SessionRecord | None = None

@@ -80,7 +80,8 @@ class SqlitePlace(StorePlace):
                     yield store
             else:
                 yield store
-        assert self.telemetry.said == []
+        # Where all processors are taken, a write may take as long as on a slow disk.
+        assert [said for said in self.telemetry.said if said[0] != "store_disk_slow"] == []
 
 
 @define

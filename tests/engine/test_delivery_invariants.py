@@ -415,6 +415,7 @@ class World:
             await trio.sleep((0.001, 0.01, 1.0, 5.0, 40.0)[much % 5])
         elif step == "slow":
             self.store.latency = (0.0, 0.005, 0.5)[much % 3]
+            self.store.at_once = much % 2 == 0
         elif step == "down":
             self.store.down = much % 2 == 0
         elif step == "kill":

@@ -191,3 +191,39 @@ async def test_waiting_for_nothing_lets_others_run(nursery: trio.Nursery, autoju
         await writer.wait_idle()
     with trio.testing.assert_checkpoints():
         await writer.wait_stored(FakeCommitter("s"))
+
+
+async def test_what_a_store_can_take_at_once_is_not_waited_for(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """It is shown in the same pass; a store that cannot do so is given the same commits to wait for."""
+    writer, store, _ = begin(nursery)
+    store.latency = 1.0
+    store.at_once = True
+    await store.claim("1", "ada", 1.0)
+    one, started = FakeCommitter("1"), trio.current_time()
+
+    writer.mark(one)
+    await writer.wait_idle()
+    assert (one.said, store.groups, trio.current_time() - started) == (["take", "stored"], [], 0.0)
+
+    store.at_once = False
+    writer.mark(one)
+    await writer.wait_idle()
+    assert (one.said[2:], store.groups) == (["take", "stored"], [["1"]])
+    assert trio.current_time() - started == COMMIT_INTERVAL + 1.0
+
+
+async def test_what_a_store_refuses_at_once_is_refused(nursery: trio.Nursery, autojump_clock: Mock) -> None:
+    """Only the session concerned; the others of the group are stored."""
+    writer, store, telemetry = begin(nursery)
+    store.at_once = True
+    await store.claim("1", "ada", 1.0)
+    one, unknown = FakeCommitter("1"), FakeCommitter("2")
+
+    writer.mark(one)
+    writer.mark(unknown)
+    await writer.wait_idle()
+    assert one.said == ["take", "stored"]
+    assert unknown.said == ["take", "refused: the session is not known"]
+    assert [event for _, event, _ in telemetry.entries] == ["store_refused_commits"]

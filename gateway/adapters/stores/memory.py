@@ -64,6 +64,10 @@ class MemoryStore(SessionStore):
     async def commit(self, commits: Sequence[SessionCommit]) -> None:
         """Apply commits. Raises ``CommitRefused``; cancelled, nothing was applied."""
         await trio.lowlevel.checkpoint()
+        self.commit_nowait(commits)
+
+    def commit_nowait(self, commits: Sequence[SessionCommit]) -> bool:
+        """See the port; always True."""
         refused: dict[str, str] = {}
         for commit in commits:
             if commit.session_id in refused:
@@ -78,6 +82,7 @@ class MemoryStore(SessionStore):
                 self._held_bytes += held.size
         if refused:
             raise CommitRefused(refused)
+        return True
 
     def _apply(self, held: _Held, commit: SessionCommit) -> None:
         if commit.reset:

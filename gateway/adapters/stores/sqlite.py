@@ -50,6 +50,10 @@ class _Attempt:
         return self.abandoned
 
 
+def _never() -> bool:
+    return False
+
+
 class SqliteStore(SessionStore):
     """See ``ports.SessionStore``; get one from ``open_sqlite_store``.
 
@@ -103,6 +107,20 @@ class SqliteStore(SessionStore):
             self._commits_to_checkpoint += 1
         if refused:
             raise CommitRefused(refused)
+
+    def commit_nowait(self, commits: Sequence[SessionCommit]) -> bool:
+        """See the port. Not with ``full_sync``, nor while the thread or the disk would be waited for."""
+        refused: dict[str, str] = {}
+        steps = self._steps(commits, refused)
+        if steps:
+            try:
+                refused |= self._connection.run_nowait(lambda tables: tables.apply(steps, _never))
+            except trio.WouldBlock:
+                return False
+            self._commits_to_checkpoint += 1
+        if refused:
+            raise CommitRefused(refused)
+        return True
 
     def _steps(self, commits: Sequence[SessionCommit], refused: dict[str, str]) -> list[PackedCommit]:
         steps = []

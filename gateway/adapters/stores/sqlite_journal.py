@@ -77,13 +77,14 @@ class Part(NamedTuple):
 
 
 class EventJournal:
-    """The events behind one connection; used in its worker thread only. Making one replays the journal.
+    """The events behind one connection, used by one thread at a time. Making one replays the journal.
 
     Raises ``UnreadablePack`` when the journal does not make sense: then the file is damaged.
     """
 
     def __init__(self, db: apsw.Connection) -> None:
-        self._db = db
+        self.db = db
+        """The connection in use (``SessionTables.on``)."""
         self._heads: dict[str, Head] = {}
         self._dirty: dict[int, Head] = {}
         self._last_id: int = db.execute(
@@ -97,10 +98,10 @@ class EventJournal:
 
     def _replay(self) -> None:
         known: dict[int, tuple[Head, int] | None] = {}
-        for journal_id, parts in self._db.execute("SELECT id, parts FROM journal ORDER BY id"):
+        for journal_id, parts in self.db.execute("SELECT id, parts FROM journal ORDER BY id"):
             for number, last_seq, trimmed_to, last_event_id, pack in _split_parts(parts):
                 if number not in known:
-                    row = self._db.execute(
+                    row = self.db.execute(
                         "SELECT session_id, number, last_seq, trimmed_to, last_event_id, journaled"
                         " FROM session WHERE number = ?",
                         (number,),
@@ -120,7 +121,7 @@ class EventJournal:
         """Where the session stands, or None when it is not known. To be read, not changed."""
         head = self._heads.get(session_id)
         if head is None:
-            row = self._db.execute(
+            row = self.db.execute(
                 "SELECT session_id, number, last_seq, trimmed_to, last_event_id FROM session"
                 " WHERE session_id = ?",
                 (session_id,),
@@ -141,7 +142,7 @@ class EventJournal:
     def events(self, head: Head) -> list[Event]:
         """All events held of a session, oldest first. Raises ``UnreadablePack``."""
         base, trimmed_to = head.number << SEQ_BITS, head.trimmed_to
-        found: list[Any] = self._db.execute(
+        found: list[Any] = self.db.execute(
             "SELECT packs FROM event_pack WHERE key > ? AND key <= ? ORDER BY key",
             (base | trimmed_to, base | SEQ_MASK),
         ).fetchall()
@@ -172,7 +173,7 @@ class EventJournal:
                 pack or b"",
             )
         row = b"".join(pieces)
-        self._db.execute("INSERT INTO journal VALUES (?, ?)", (self._last_id + 1, row))
+        self.db.execute("INSERT INTO journal VALUES (?, ?)", (self._last_id + 1, row))
         self._bytes += len(row)
 
     def applied(self, parts: list[Part], begun: dict[str, Head]) -> None:
@@ -213,21 +214,21 @@ class EventJournal:
                 step.append(head)
                 size += sum(len(pack) for _, pack in head.recent)
         try:
-            with transaction(self._db):
+            with transaction(self.db):
                 for head in step:
                     self._settle_head(head)
                 is_more = bool(self._settling)
                 if not is_more:
                     # Ids must go on from here after the journal was emptied, also when it is opened again.
-                    self._db.execute(
+                    self.db.execute(
                         "INSERT OR REPLACE INTO property VALUES ('journaled', ?)", (self._settling_to,)
                     )
-                    self._db.execute(
+                    self.db.execute(
                         "DELETE FROM journal WHERE id IN"
                         " (SELECT id FROM journal WHERE id <= ? ORDER BY id LIMIT 1000)",
                         (self._settling_to,),
                     )
-                    is_more = self._db.changes() == 1000
+                    is_more = self.db.changes() == 1000
         except BaseException:
             self._settling += step
             raise
@@ -238,7 +239,7 @@ class EventJournal:
 
     def _settle_head(self, head: Head) -> None:
         base = head.number << SEQ_BITS
-        self._db.execute(
+        self.db.execute(
             "DELETE FROM event_pack WHERE key IN"
             " (SELECT key FROM event_pack WHERE key BETWEEN ? AND ? ORDER BY key LIMIT ?)",
             (base, base | head.trimmed_to, _ROWS_AT_ONCE),
@@ -247,10 +248,10 @@ class EventJournal:
             pieces: list[bytes] = []
             for seq, pack in head.recent:
                 pieces += (_PACK.pack(seq, len(pack)), pack)
-            self._db.execute(
+            self.db.execute(
                 "INSERT INTO event_pack VALUES (?, ?)", (base | head.recent[-1][0], b"".join(pieces))
             )
-        self._db.execute(
+        self.db.execute(
             "UPDATE session SET last_seq = ?, trimmed_to = ?, last_event_id = ?, journaled = ?"
             " WHERE number = ?",
             (head.last_seq, head.trimmed_to, head.last_event_id, self._last_id, head.number),

@@ -1,8 +1,8 @@
 """Reads and writes of the SQLite store, as they run in its worker thread: plain, synchronous SQL.
 
-Each method is one transaction, or none when it only reads: the thread runs one method at a time on the one
-connection that writes, so that a method sees no other's halves. Whatever ends a method early, a
-cancellation included, rolls its transaction back.
+Each method is one transaction, or none when it only reads: one thread at a time runs one method, so that a
+method sees no other's halves. Whatever ends a method early, a cancellation included, rolls its transaction
+back.
 
 Every step of a statement gives the interpreter lock away and has to win it back from the event loop, so
 the common case, token events of many sessions, is one statement.
@@ -10,7 +10,8 @@ the common case, token events of many sessions, is one statement.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import apsw
@@ -37,7 +38,7 @@ class _Group(NamedTuple):
 
 
 class SessionTables:
-    """The tables behind one connection; used in its worker thread only."""
+    """The tables behind one connection, used by one thread at a time (see ``SqliteConnection``)."""
 
     def __init__(self, db: apsw.Connection, *, dedupe_window: float) -> None:
         self._db = db
@@ -50,6 +51,16 @@ class SessionTables:
             (SEQ_BITS,),
         ).get
         self._next_number = newest + 1
+
+    @contextmanager
+    def on(self, db: apsw.Connection) -> Iterator[None]:
+        """Use another connection to the same file within the block, in whichever thread that belongs to."""
+        own = self._db
+        self._db = self.journal.db = db
+        try:
+            yield
+        finally:
+            self._db = self.journal.db = own
 
     # ------------------------------------------------------------------ commit
 

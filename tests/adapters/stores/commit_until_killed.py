@@ -44,7 +44,10 @@ async def main(*arguments: str) -> None:
             nursery.start_soon(tidy)
             while True:
                 number += 1
-                await store.commit([numbered_commit(session_id, number) for session_id in session_ids])
+                commits = [numbered_commit(session_id, number) for session_id in session_ids]
+                await trio.lowlevel.checkpoint()
+                if number % 2 or not store.commit_nowait(commits):
+                    await store.commit(commits)
                 sys.stdout.write(f"{number}\n")
                 sys.stdout.flush()
 
