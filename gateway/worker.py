@@ -10,6 +10,7 @@ A supervisor that is killed takes nobody with it: its workers drain, tell their 
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import sys
@@ -117,6 +118,9 @@ class _Worker:
 
     def _announce(self, urls: Sequence[str]) -> None:
         self.listens = True
+        # As in commands/serve.py: what start-up made is never garbage.
+        gc.collect()
+        gc.freeze()
         self._channel.post(Listening(list(urls)))
 
 

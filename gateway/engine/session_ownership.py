@@ -2,6 +2,7 @@
 
     session ownership nursery
     ├── leases        says that this node lives; hears what it lost and what nobody has
+    ├── adopter       carries on what nobody has, one session after the other
     └── releaser      lets go of sessions that nobody needs in memory here
 
 Without leases (one process, its own store) every session is this node's, and nothing here runs.
@@ -20,6 +21,8 @@ from gateway.engine.session_runner import SessionRunner
 from gateway.node_ports import SessionLeases
 from gateway.ports import Telemetry
 
+ADOPT_SECONDS = 0.01
+"""Between sessions that nobody asks for and that are carried on all the same: clients who wait go first."""
 RELEASE_SECONDS = 0.1
 """Between looks for turns that end, and between releases: many sessions go in one call."""
 MOVED_AT_ONCE = 4
@@ -27,7 +30,7 @@ MOVED_AT_ONCE = 4
 MOVE_SECONDS = 0.05
 """From group to group: who takes a session over does ten times the work of who lets go of it."""
 MOST_MOVED_AT_ONCE = 64
-ALL_MOVED_SECONDS = 5.0
+ALL_MOVED_SECONDS = 8.0
 """In that time all that can go are to be gone: groups are larger where there are more sessions than that."""
 
 
@@ -56,6 +59,8 @@ class SessionOwnership:
         """Loads a session soon, so that its work is carried on."""
         self._telemetry = telemetry
         self._idle: dict[str, None] = {}
+        self._ownerless: dict[str, None] = {}
+        self._has_ownerless = trio.Event()
         self._releasing: frozenset[str] = frozenset()
         self._released = trio.Event()
 
@@ -92,6 +97,7 @@ class SessionOwnership:
             return
         async with trio.open_nursery() as nursery:
             await nursery.start(self._leases.run, self._lost, self._adopt)
+            nursery.start_soon(self._adopt_each)
             task_status.started()
             while True:
                 await trio.sleep(RELEASE_SECONDS)
@@ -117,10 +123,22 @@ class SessionOwnership:
             runner.refused("another node serves it now")
 
     def _adopt(self, session_ids: Sequence[str]) -> None:
-        for session_id in session_ids:
-            if session_id not in self._runners:
-                self._telemetry.info("session_taken_over", session_id=session_id)
-                self._find(session_id)
+        """The latest look counts: who is not ownerless any more was taken by somebody."""
+        self._ownerless = dict.fromkeys(session_ids)
+        if self._ownerless:
+            self._has_ownerless.set()
+
+    async def _adopt_each(self) -> None:
+        while True:
+            await self._has_ownerless.wait()
+            self._has_ownerless = trio.Event()
+            while self._ownerless:
+                session_id = next(iter(self._ownerless))
+                del self._ownerless[session_id]
+                if session_id not in self._runners:
+                    self._telemetry.info("session_taken_over", session_id=session_id)
+                    self._find(session_id)
+                    await trio.sleep(ADOPT_SECONDS)
 
     # ------------------------------------------------------------------ handing over
 
@@ -153,13 +171,17 @@ class SessionOwnership:
                 runner.suspend()
             for runner in ready:
                 await stored(runner)
+            is_free = True
             try:
                 await leases.release([runner.session_id for runner in ready])
             except StoreUnavailable as error:
+                is_free = False
                 self._telemetry.warning("sessions_not_released", sessions=len(ready), reason=error.message)
             for runner in ready:
                 close(runner)
                 runner.retire()
+                if is_free:
+                    self._idle.pop(runner.session_id, None)
             await trio.sleep((MOVE_SECONDS if now < until else 0) if ready else RELEASE_SECONDS)
         try:
             await leases.leave()
