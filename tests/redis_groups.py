@@ -5,6 +5,7 @@ Their timeouts are short, so that a failover takes a second and not half a minut
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -159,6 +160,15 @@ class ClusterGroup:
                     return server
         raise AssertionError(f"no server has the slot of {key}")
 
+    def ask(self, command: str) -> str:
+        """What the server answers that has the key in a command."""
+        return self.master_of(command.split()[1]).ask(command)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send all of them a signal."""
+        for server in self.servers:
+            server.signal(number)
+
     def empty(self) -> None:
         """Drop all data and all functions."""
         for server in self.servers[: self._masters]:
@@ -168,6 +178,10 @@ class ClusterGroup:
         """``kill -9`` all."""
         for server in self.servers:
             server.kill()
+
+
+AnyRedis = RedisServer | ClusterGroup
+"""What a test can run on either of."""
 
 
 @contextmanager

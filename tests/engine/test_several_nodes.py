@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 from attrs import frozen
 
@@ -15,10 +16,18 @@ from gateway.core.websocket_protocol import Dialect
 from gateway.ports import ResumePoint
 from tests.conformance.session_store import RecordingTelemetry
 from tests.engine.fakes import Bench, FakeAgent, FakeConnection, user_message
-from tests.redis_server import RedisServer
+from tests.redis_groups import AnyRedis
 
 V2 = Dialect.V2_JSON
 LEASE = 0.4
+
+
+@pytest.fixture(params=["shared_redis", "shared_cluster"])
+def redis_server(request: pytest.FixtureRequest) -> AnyRedis:
+    """A Redis of each kind that carries letters in its own way, empty."""
+    servers: AnyRedis = request.getfixturevalue(request.param)
+    servers.empty()
+    return servers
 
 
 @frozen
@@ -35,7 +44,7 @@ class Node:
 
 
 @asynccontextmanager
-async def nodes(server: RedisServer, agent: FakeAgent, *names: str) -> AsyncIterator[list[Node]]:
+async def nodes(server: AnyRedis, agent: FakeAgent, *names: str) -> AsyncIterator[list[Node]]:
     """Hubs on that Redis that ask the same runtime."""
     async with trio.open_nursery() as nursery:
         found = [await nursery.start(_live, server, agent, name) for name in names]
@@ -44,9 +53,7 @@ async def nodes(server: RedisServer, agent: FakeAgent, *names: str) -> AsyncIter
         nursery.cancel_scope.cancel()
 
 
-async def _live(
-    server: RedisServer, agent: FakeAgent, name: str, *, task_status: trio.TaskStatus[Node]
-) -> None:
+async def _live(server: AnyRedis, agent: FakeAgent, name: str, *, task_status: trio.TaskStatus[Node]) -> None:
     with trio.CancelScope() as life:
         async with (
             open_redis_store(
@@ -84,7 +91,7 @@ def resume_of(socket: FakeConnection) -> ResumePoint:
     return ResumePoint(str(socket.objects()[0]["epoch"]), seqs(socket)[-1])
 
 
-async def test_a_dead_nodes_turn_is_carried_on_by_another(redis_server: RedisServer) -> None:
+async def test_a_dead_nodes_turn_is_carried_on_by_another(redis_server: AnyRedis) -> None:
     """Noticed within the lease; the stream is resumed after its last stored event, no client misses any."""
     agent = FakeAgent()
     agent.resumable = True
@@ -113,7 +120,9 @@ async def test_a_dead_nodes_turn_is_carried_on_by_another(redis_server: RedisSer
         assert got == list(range(1, len(got) + 1))
 
 
-async def test_a_dead_nodes_turn_that_cannot_be_resumed_is_told(redis_server: RedisServer) -> None:
+async def test_a_dead_nodes_turn_that_cannot_be_resumed_is_told(
+    redis_server: AnyRedis,
+) -> None:
     """``outcome_unknown``, and the runtime is not asked twice; a message that waited is carried out."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, two):
@@ -134,7 +143,7 @@ async def test_a_dead_nodes_turn_that_cannot_be_resumed_is_told(redis_server: Re
         assert len(agent.streams) == 2
 
 
-async def test_a_drained_node_hands_live_turns_over(redis_server: RedisServer) -> None:
+async def test_a_drained_node_hands_live_turns_over(redis_server: AnyRedis) -> None:
     """The other goes on, nothing is lost or repeated, and idle sessions move too."""
     agent = FakeAgent()
     agent.resumable = True
@@ -163,7 +172,9 @@ async def test_a_drained_node_hands_live_turns_over(redis_server: RedisServer) -
         assert await two.store.leases.acquire("idle") is None
 
 
-async def test_a_draining_node_lets_a_turn_end_that_cannot_move(redis_server: RedisServer) -> None:
+async def test_a_draining_node_lets_a_turn_end_that_cannot_move(
+    redis_server: AnyRedis,
+) -> None:
     """No turn fails for a restart while there is time."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, _):
@@ -188,7 +199,9 @@ async def test_a_draining_node_lets_a_turn_end_that_cannot_move(redis_server: Re
         assert socket.closed[0] == 1012
 
 
-async def test_a_draining_node_sends_nothing_new_and_leaves_it_to_the_next(redis_server: RedisServer) -> None:
+async def test_a_draining_node_sends_nothing_new_and_leaves_it_to_the_next(
+    redis_server: AnyRedis,
+) -> None:
     """A message that waited for the end of a turn, and one that was never sent, are the next node's work."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, two):
@@ -216,7 +229,9 @@ async def test_a_draining_node_sends_nothing_new_and_leaves_it_to_the_next(redis
         assert got == list(range(1, len(got) + 1))
 
 
-async def test_a_node_that_lost_a_session_lets_its_sockets_go(redis_server: RedisServer) -> None:
+async def test_a_node_that_lost_a_session_lets_its_sockets_go(
+    redis_server: AnyRedis,
+) -> None:
     """It was paused; another took over. Its sockets are closed with 1012 and nothing it has is stored."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, two):
@@ -234,7 +249,7 @@ async def test_a_node_that_lost_a_session_lets_its_sockets_go(redis_server: Redi
         assert agent.streams == []
 
 
-async def test_a_session_that_left_memory_is_free(redis_server: RedisServer) -> None:
+async def test_a_session_that_left_memory_is_free(redis_server: AnyRedis) -> None:
     """Another node gets it without waiting for anybody's end."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, two):
@@ -247,7 +262,7 @@ async def test_a_session_that_left_memory_is_free(redis_server: RedisServer) -> 
         assert await two.store.leases.acquire("s") is None
 
 
-async def test_sockets_on_any_node_see_the_session_alike(redis_server: RedisServer) -> None:
+async def test_sockets_on_any_node_see_the_session_alike(redis_server: AnyRedis) -> None:
     """Three nodes: the same events with the same seqs; messages from each make one turn after the other."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b", "c") as every:
@@ -275,7 +290,9 @@ async def test_sockets_on_any_node_see_the_session_alike(redis_server: RedisServ
         assert [socket.types().count("ack") for socket in sockets] == [1, 1, 1]
 
 
-async def test_a_remote_v2_client_resumes_acks_and_is_told_of_repeats(redis_server: RedisServer) -> None:
+async def test_a_remote_v2_client_resumes_acks_and_is_told_of_repeats(
+    redis_server: AnyRedis,
+) -> None:
     """Whatever a socket is owed on its session's own node, it gets through another one."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, two):
@@ -303,7 +320,7 @@ async def test_a_remote_v2_client_resumes_acks_and_is_told_of_repeats(redis_serv
 
 
 async def test_a_remote_v1_client_that_comes_back_misses_and_repeats_nothing(
-    redis_server: RedisServer,
+    redis_server: AnyRedis,
 ) -> None:
     """What its holder could not give to the kernel counts as not sent, exactly."""
     agent = FakeAgent()
@@ -334,7 +351,9 @@ async def test_a_remote_v1_client_that_comes_back_misses_and_repeats_nothing(
         assert again.text() == "defghi"
 
 
-async def test_relayed_sockets_of_a_dead_node_are_let_go_and_served_again(redis_server: RedisServer) -> None:
+async def test_relayed_sockets_of_a_dead_node_are_let_go_and_served_again(
+    redis_server: AnyRedis,
+) -> None:
     """Its clients are told to come back with 1012, and their session runs where they come."""
     agent = FakeAgent()
     agent.resumable = True
@@ -362,7 +381,9 @@ async def test_relayed_sockets_of_a_dead_node_are_let_go_and_served_again(redis_
         assert remote.text() + again.text() == "ab"
 
 
-async def test_a_session_forgets_the_sockets_of_a_node_that_died(redis_server: RedisServer) -> None:
+async def test_a_session_forgets_the_sockets_of_a_node_that_died(
+    redis_server: AnyRedis,
+) -> None:
     """They would hold it in memory for ever."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, two):
@@ -378,7 +399,7 @@ async def test_a_session_forgets_the_sockets_of_a_node_that_died(redis_server: R
         assert len(runner.attachments) == 1
 
 
-async def test_letters_that_got_lost_end_the_relay(redis_server: RedisServer) -> None:
+async def test_letters_that_got_lost_end_the_relay(redis_server: AnyRedis) -> None:
     """A cut subscription: the client is closed with 1012 and resumes; it never waits for what cannot come."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, two):
@@ -402,7 +423,7 @@ async def test_letters_that_got_lost_end_the_relay(redis_server: RedisServer) ->
         assert got == list(range(1, len(got) + 1))
 
 
-async def test_a_holder_that_drains_lets_its_relays_go(redis_server: RedisServer) -> None:
+async def test_a_holder_that_drains_lets_its_relays_go(redis_server: AnyRedis) -> None:
     """The session stays where it runs; its clients are told when to come back."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, two):
@@ -420,7 +441,7 @@ async def test_a_holder_that_drains_lets_its_relays_go(redis_server: RedisServer
         assert one.bench.hub.session_count == 1
 
 
-async def test_redis_away_leaves_every_node_responsive(redis_server: RedisServer) -> None:
+async def test_redis_away_leaves_every_node_responsive(redis_server: AnyRedis) -> None:
     """Relays end, nothing spins, and clients are served again when it is back."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, two):
@@ -444,7 +465,7 @@ async def test_redis_away_leaves_every_node_responsive(redis_server: RedisServer
         await agent.stream(0)
 
 
-async def test_nothing_goes_before_the_welcome(redis_server: RedisServer) -> None:
+async def test_nothing_goes_before_the_welcome(redis_server: AnyRedis) -> None:
     """A holder that drains while the other node has not answered yet closes the socket without a word."""
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, two):

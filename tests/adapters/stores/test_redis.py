@@ -5,23 +5,21 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
-from attrs import define, evolve, field
+from attrs import evolve
 
-from gateway.adapters.stores.redis import RedisStore, open_redis_store
-from gateway.adapters.stores.redis_location import parse_redis_url
+from gateway.adapters.stores.redis import RedisStore
 from gateway.adapters.stores.redis_one_master import OneMaster
 from gateway.core.errors import StoreUnavailable
 from gateway.core.storage import CommitRefused, SessionCommit, SessionRecord, StoredSession, TurnState
+from tests.adapters.stores.redis_place import Network, Place, until_works
 from tests.conformance.session_store import (
     EVERYTHING,
     RECORD,
-    RecordingTelemetry,
     events,
     held,
     message,
@@ -30,27 +28,6 @@ from tests.conformance.session_store import (
 from tests.redis_server import RedisServer
 
 IDLE = SessionRecord(epoch="e1", touched_at=1.0)
-
-
-@define
-class Place:
-    """How to reach a Redis, and what was said about it."""
-
-    url: str
-    full_sync: bool = False
-    telemetry: RecordingTelemetry = field(factory=RecordingTelemetry)
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[RedisStore]:
-        """Connect to it."""
-        async with open_redis_store(
-            parse_redis_url(self.url),
-            full_sync=self.full_sync,
-            dedupe_window=100.0,
-            retention=200.0,
-            telemetry=self.telemetry,
-        ) as store:
-            yield store
 
 
 @pytest.fixture
@@ -73,19 +50,6 @@ def forgetful_redis(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
     finally:
         server.kill()
-
-
-async def until_works(store: RedisStore) -> float:
-    """Try until the store can be written; returns the seconds that took."""
-    started = trio.current_time()
-    with trio.fail_after(10):
-        while True:
-            try:
-                await store.check()
-            except StoreUnavailable:
-                await trio.sleep(0.02)
-            else:
-                return trio.current_time() - started
 
 
 async def seconds_to_refuse(store: RedisStore, commit: SessionCommit) -> float:
@@ -148,37 +112,6 @@ async def test_a_stuck_redis_is_an_error_within_a_second_and_back_within_two(own
         await store.commit([numbered_commit("s", 2)])
         await store.commit([numbered_commit("s", 3)])
         assert (await held(store)).last_seq == 9
-
-
-class Network:
-    """Forwards connections to Redis until it is cut: then nothing goes through, and nobody is told."""
-
-    def __init__(self, port: int) -> None:
-        self._target_port = port
-        self.port = 0
-        self.is_whole = trio.Event()
-        self.is_whole.set()
-
-    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Forward until cancelled."""
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        self.port = int(listeners[0].socket.getsockname()[1])
-        task_status.started()
-        await trio.serve_listeners(self._forward, listeners)
-
-    async def _forward(self, client: trio.SocketStream) -> None:
-        await self.is_whole.wait()
-        server = await trio.open_tcp_stream("127.0.0.1", self._target_port)
-        async with server, trio.open_nursery() as nursery:
-            nursery.start_soon(self._pump, client, server)
-            nursery.start_soon(self._pump, server, client)
-
-    async def _pump(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while data := await source.receive_some():
-                await self.is_whole.wait()
-                await target.send_all(data)
-            await target.aclose()
 
 
 async def test_a_network_that_swallows_everything_is_noticed_in_time(redis_server: RedisServer) -> None:

@@ -12,13 +12,21 @@ from gateway.adapters.stores.redis import RedisStore, open_redis_store
 from gateway.adapters.stores.redis_location import parse_redis_url
 from gateway.core.storage import CommitRefused, SessionCommit
 from tests.conformance.session_store import RecordingTelemetry, events, held, message, numbered_commit
-from tests.redis_server import RedisServer
+from tests.redis_groups import AnyRedis
 
 LEASE = 0.4
 
 
+@pytest.fixture(params=["shared_redis", "shared_cluster"])
+def redis(request: pytest.FixtureRequest) -> AnyRedis:
+    """A Redis of each kind that has code of its own for what nodes do together, empty."""
+    servers: AnyRedis = request.getfixturevalue(request.param)
+    servers.empty()
+    return servers
+
+
 @asynccontextmanager
-async def node(server: RedisServer) -> AsyncIterator[RedisStore]:
+async def node(server: AnyRedis) -> AsyncIterator[RedisStore]:
     """A store on that server, as one node has it."""
     async with open_redis_store(
         parse_redis_url(server.url),
@@ -53,9 +61,9 @@ def ignore(_: object) -> None:
     """Hear of it and do nothing."""
 
 
-async def test_a_session_has_one_node_at_a_time(redis_server: RedisServer) -> None:
+async def test_a_session_has_one_node_at_a_time(redis: AnyRedis) -> None:
     """Another one is told who has it, until it is released or the node leaves."""
-    async with node(redis_server) as one, node(redis_server) as two, trio.open_nursery() as lives:
+    async with node(redis) as one, node(redis) as two, trio.open_nursery() as lives:
         for store in (one, two):
             await lives.start(store.leases.run, ignore, ignore)
         for session_id in ("a", "b"):
@@ -71,9 +79,9 @@ async def test_a_session_has_one_node_at_a_time(redis_server: RedisServer) -> No
         lives.cancel_scope.cancel()
 
 
-async def test_of_many_that_ask_at_once_one_gets_it(redis_server: RedisServer) -> None:
+async def test_of_many_that_ask_at_once_one_gets_it(redis: AnyRedis) -> None:
     """All others are told that one's name."""
-    async with node(redis_server) as one, node(redis_server) as two, trio.open_nursery() as lives:
+    async with node(redis) as one, node(redis) as two, trio.open_nursery() as lives:
         for store in (one, two):
             await lives.start(store.leases.run, ignore, ignore)
         for attempt in range(30):
@@ -90,9 +98,9 @@ async def test_of_many_that_ask_at_once_one_gets_it(redis_server: RedisServer) -
         lives.cancel_scope.cancel()
 
 
-async def test_redis_refuses_what_a_paused_owner_writes(redis_server: RedisServer) -> None:
+async def test_redis_refuses_what_a_paused_owner_writes(redis: AnyRedis) -> None:
     """Awake again it may change nothing, not even begin the session anew, until it has the session again."""
-    async with node(redis_server) as paused, node(redis_server) as other:
+    async with node(redis) as paused, node(redis) as other:
         await paused.claim("s", "ada", 1.0)
         assert await paused.leases.acquire("s") is None
         await paused.commit([numbered_commit("s", 1)])
@@ -111,19 +119,19 @@ async def test_redis_refuses_what_a_paused_owner_writes(redis_server: RedisServe
         assert (await held(other)).last_seq == 6
 
 
-async def test_a_node_that_was_thought_dead_hears_what_it_lost(redis_server: RedisServer) -> None:
+async def test_a_node_that_was_thought_dead_hears_what_it_lost(redis: AnyRedis) -> None:
     """Of sessions that nobody took it still is the owner."""
     lost = Heard()
-    async with node(redis_server) as one, node(redis_server) as two, trio.open_nursery() as lives:
+    async with node(redis) as one, node(redis) as two, trio.open_nursery() as lives:
         await lives.start(one.leases.run, lost, ignore)
         await lives.start(two.leases.run, ignore, ignore)
         for session_id in ("taken", "kept"):
             await one.claim(session_id, "ada", 1.0)
             assert await one.leases.acquire(session_id) is None
-        redis_server.ask(f"ZREM gateway:nodes {one.leases.node}")
+        redis.ask(f"ZREM gateway:nodes {one.leases.node}")
         while one.leases.node in two._leases.others:
             await two._leases._beat()
-            redis_server.ask(f"ZREM gateway:nodes {one.leases.node}")
+            redis.ask(f"ZREM gateway:nodes {one.leases.node}")
         assert await two.leases.acquire("taken") is None
         with trio.fail_after(3):
             await lost.came.wait()
@@ -135,10 +143,10 @@ async def test_a_node_that_was_thought_dead_hears_what_it_lost(redis_server: Red
         lives.cancel_scope.cancel()
 
 
-async def test_work_that_no_living_node_has_is_offered(redis_server: RedisServer) -> None:
+async def test_work_that_no_living_node_has_is_offered(redis: AnyRedis) -> None:
     """Within the lease; not what another node that lives has, and nothing that is at rest."""
     offered = Heard()
-    async with node(redis_server) as dead, node(redis_server) as one, node(redis_server) as two:
+    async with node(redis) as dead, node(redis) as one, node(redis) as two:
         for session_id in ("left", "rest", "live"):
             owner = two if session_id == "live" else dead
             await owner.claim(session_id, "ada", 1.0)
@@ -155,9 +163,9 @@ async def test_work_that_no_living_node_has_is_offered(redis_server: RedisServer
     assert set(offered.session_ids) == {"left"}
 
 
-async def test_expiry_spares_what_another_node_has(redis_server: RedisServer) -> None:
+async def test_expiry_spares_what_another_node_has(redis: AnyRedis) -> None:
     """Sockets that say nothing for long may be attached to it there."""
-    async with node(redis_server) as one, node(redis_server) as two, trio.open_nursery() as lives:
+    async with node(redis) as one, node(redis) as two, trio.open_nursery() as lives:
         for store in (one, two):
             await lives.start(store.leases.run, ignore, ignore)
         await one._leases._beat()
