@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import socket
-import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.end_to_end.conversation import connected, hold_conversation
-from tests.end_to_end.processes import ROOT, Process, eventually, running_gateway
-from tests.end_to_end.requirements import need_program
+from tests.end_to_end.nginx import running_nginx
+from tests.end_to_end.processes import Process, running_gateway
 from tests.end_to_end.test_conversation import node_client
 
 
 @pytest.fixture(scope="module")
 def proxy(gateway: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """``HOST:PORT`` of an nginx before the shared gateway."""
-    with running_nginx(gateway, tmp_path_factory.mktemp("nginx")) as address:
+    with running_nginx(tmp_path_factory.mktemp("nginx"), {"gateway:8000": gateway.address}) as address:
         yield address
 
 
@@ -71,7 +68,10 @@ def test_too_large_body_is_answered_by_the_gateway(proxy: str) -> None:
 
 def test_restart_of_the_gateway(agent: Process, tmp_path: Path) -> None:
     """A gateway that stops closes sockets with 1012 through nginx, and the next one is found at once."""
-    with running_gateway(tmp_path, agent.url) as first, running_nginx(first, tmp_path) as address:
+    with (
+        running_gateway(tmp_path, agent.url) as first,
+        running_nginx(tmp_path, {"gateway:8000": first.address}) as address,
+    ):
         session = f"ws://{address}/api/v1/ws/{uuid.uuid4().hex}"
         with connected(session) as client:
             hold_conversation(client)
@@ -82,43 +82,3 @@ def test_restart_of_the_gateway(agent: Process, tmp_path: Path) -> None:
             assert closed.value.rcvd.code == 1012
         with running_gateway(tmp_path, agent.url, bind=first.address), connected(session) as client:
             hold_conversation(client, agents=[])
-
-
-@contextmanager
-def running_nginx(gateway: Process, folder: Path) -> Iterator[str]:
-    """nginx with the repository's configuration, only addresses and folders replaced; its address."""
-    nginx = need_program("nginx", "apt-get install nginx-light")
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    configuration = (ROOT / "nginx.conf").read_text("utf-8")
-    for what, by in (
-        ("server gateway:8000", f"server {gateway.address}"),
-        ("listen 8080", f"listen {address}"),
-        ("/tmp/", f"{folder}/"),
-        ("error_log /dev/stderr", f"error_log {folder}/error.log"),
-        ("worker_processes auto", "worker_processes 1"),
-    ):
-        assert what in configuration
-        configuration = configuration.replace(what, by)
-    (folder / "nginx.conf").write_text(configuration, "utf-8")
-    # As root, its workers would become somebody who may not write into the test's folder.
-    directives = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
-    command = [nginx, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", directives]
-    with (folder / "nginx.out").open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        eventually(lambda: _accepts(address) or process.poll() is not None)
-        assert process.poll() is None, (folder / "nginx.out").read_text()
-        yield address
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _accepts(address: str) -> bool:
-    host, _, port = address.partition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-    except OSError:
-        return False
-    return True

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 import uuid
@@ -18,24 +17,21 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed
 
 from tests.end_to_end.conversation import (
-    Message,
     WebsocketsClient,
     connected,
     hold_conversation,
     receive_rest,
     receive_until,
-    text_of,
 )
 from tests.end_to_end.processes import Process, environment, eventually, running_agent, running_gateway
+from tests.end_to_end.resuming_client import ResumingClient
 from tests.redis_server import RedisServer
 
 KEY = {"X-Internal-Auth": "change-me-internal-key"}
 V2 = {"subprotocols": ["codelab.v2.json"]}
-COUNT = 100
-WHOLE = "".join(f"{n} " for n in range(1, COUNT + 1))
 ALL_UP = {"1": 1.0, "2": 1.0}
 
 
@@ -104,57 +100,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-class ResumingClient(threading.Thread):
-    """Has the agent count, and comes back as often as its socket breaks; v2, so that it knows its place."""
-
-    def __init__(self, gateway: Process) -> None:
-        super().__init__(daemon=True)
-        self._url = f"{gateway.socket_url}/api/v1/ws/{uuid.uuid4().hex}"
-        self.epochs: set[str] = set()
-        self.events: list[Message] = []
-        self.sockets = 0
-        self.failure: BaseException | None = None
-
-    def run(self) -> None:
-        """Until the turn has ended."""
-        deadline = time.monotonic() + 40
-        try:
-            while not any(event["type"] == "turn_ended" for event in self.events):
-                assert time.monotonic() < deadline, "it did not end"
-                try:
-                    self._listen()
-                except (ConnectionClosed, OSError, EOFError, InvalidStatus, TimeoutError):
-                    time.sleep(0.05)
-        except BaseException as error:
-            self.failure = error
-
-    def _listen(self) -> None:
-        place = f"?epoch={next(iter(self.epochs))}&last_seq={self.events[-1]['seq']}" if self.events else ""
-        with connected(self._url + place, **V2) as socket:
-            self.sockets += 1
-            self.epochs.add(socket.receive()["epoch"])
-            socket.send({"type": "user_message", "content": f"count to {COUNT}", "id": "m"})
-            while True:
-                event = socket.receive()
-                if "seq" in event and event["type"] != "snapshot":
-                    self.events.append(event)
-                if event["type"] == "turn_ended":
-                    return
-
-
-def check(client: ResumingClient) -> None:
-    """It got every event once and in order, of one turn that was completed."""
-    assert client.failure is None
-    assert len(client.epochs) == 1
-    assert text_of(client.events) == WHOLE
-    seqs = [(event.get("first_seq", event["seq"]), event["seq"]) for event in client.events]
-    assert [first for first, _ in seqs[1:]] == [last + 1 for _, last in seqs[:-1]]
-    assert [event["outcome"] for event in client.events if event["type"] == "turn_ended"] == ["completed"]
-
-
 def test_a_killed_worker_costs_nobody_anything(gateway: Process) -> None:
     """Under load: its clients resume at the others, its turns go on, and another takes its place."""
-    clients = [ResumingClient(gateway) for _ in range(24)]
+    clients = [ResumingClient(gateway.socket_url) for _ in range(24)]
     for client in clients:
         client.start()
     eventually(lambda: sum(len(client.events) > 5 for client in clients) == len(clients), seconds=20)
@@ -162,7 +110,7 @@ def test_a_killed_worker_costs_nobody_anything(gateway: Process) -> None:
     os.kill(before[2], signal.SIGKILL)
     for client in clients:
         client.join(50)
-        check(client)
+        client.check()
     assert sum(client.sockets for client in clients) > len(clients)
 
     eventually(lambda: series(gateway, "gateway_worker_up") == ALL_UP, seconds=20)
