@@ -13,9 +13,7 @@ from gateway.commands.exit_codes import CommandFailed, ExitCode
 from gateway.commands.parsers import add_bind, add_command
 from gateway.commands.running import announce, expected_failure, read_configuration, run_until_stopped
 from gateway.reference_agent.server import serve_agent
-from gateway.reference_agent.settings import AgentSettings
-
-LLM_KEY_VARIABLE = "OPENAI_API_KEY"
+from gateway.reference_agent.settings import LLM_KEY_VARIABLE, AgentSettings
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -81,6 +79,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--db", metavar="FILE", help="SQLite file that keeps all state (default: memory, until it stops)"
     )
     parser.add_argument(
+        "--llm-keep",
+        metavar="SECONDS",
+        type=float,
+        default=defaults.llm_keep,
+        help="with --db, how long an LLM's answer outlives a killed runtime (%(default)s); 0: it does not",
+    )
+    parser.add_argument(
         "--approvals", metavar="FILE", help="TOML file with the approval policy (default: the built-in one)"
     )
 
@@ -135,6 +140,7 @@ def _settings(arguments: argparse.Namespace) -> AgentSettings:
             approvals=arguments.approvals,
             heartbeat_interval=arguments.heartbeat,
             resume_grace=arguments.resume_grace,
+            llm_keep=arguments.llm_keep,
         )
     except ValueError as error:
         raise CommandFailed(str(error), ExitCode.USAGE) from None

@@ -1,9 +1,9 @@
 """The port between the conversation engine and whatever thinks: a script, or an LLM."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import attrs
+import trio
 
 from gateway.reference_agent.agents import Agent
 from gateway.reference_agent.history import Entry
@@ -76,8 +76,16 @@ class Step:
 
     The brain emits only what follows it."""
 
+    step_id: str | None = None
+    """Names this step across restarts of the runtime; None when nobody can come back for its answer."""
 
-Say = Callable[[Piece], Awaitable[None]]
+
+class Say(Protocol):
+    """Where a brain's pieces go."""
+
+    async def __call__(self, *pieces: Piece) -> None:
+        """Take pieces in order. Those that are ready together belong in one call: one commit stores them."""
+        ...
 
 
 class Brain(Protocol):
@@ -88,6 +96,14 @@ class Brain(Protocol):
 
         A step ends the answer (no `CallTool`, no `SwitchTo`), asks for tools (one or more `CallTool`), or
         hands over (`SwitchTo`, after which nothing follows). Raises `BrainError`. On cancellation it must
-        stop at once, closing whatever it holds.
+        return at once. Work of a step with a ``step_id`` may go on elsewhere until `release`; all else stops.
         """
         ...
+
+    async def release(self, session_id: str) -> None:  # noqa: ARG002 - by most brains
+        """The session's last step is recorded, or given up: nobody will ask for it again.
+
+        What still works on it is stopped, and what is kept of it forgotten. Never raises, takes at most a
+        second, and is not torn by cancellation. A brain that keeps nothing has nothing to do.
+        """
+        await trio.lowlevel.cancel_shielded_checkpoint()

@@ -205,6 +205,7 @@ class Runtime:
                 recorder.interrupt()
                 conversation.audit("turn_stopped")
                 await recorder.settle(ends_turn=True, status=STOPPED)
+                await self._brain.release(turn.session_id)
             raise
 
     async def _take_in(self, conversation: Conversation, recorder: StepRecorder, raw: dict[str, Any]) -> bool:
@@ -240,6 +241,7 @@ class Runtime:
                 recorder.fail(events.error("INTERNAL_ERROR", INTERNAL_ERROR, retryable=True))
                 recorder.answer_complete = True
             await recorder.settle(ends_turn=recorder.answer_complete)
+            await self._brain.release(conversation.state.session_id)
             if recorder.answer_complete:
                 return
         recorder.fail(

@@ -4,6 +4,9 @@ from typing import Literal
 
 import attrs
 
+LLM_KEY_VARIABLE = "OPENAI_API_KEY"
+"""The environment variable that carries the LLM's key, here and to the LLM spool."""
+
 
 @attrs.frozen
 class AgentSettings:
@@ -31,6 +34,9 @@ class AgentSettings:
 
     llm_key: str | None = attrs.field(default=None, repr=False)
     """Sent to the LLM as a bearer token when set."""
+
+    llm_keep: float = attrs.field(default=120.0, validator=attrs.validators.ge(0))
+    """How long the LLM spool of ``db`` keeps an answer that nobody asks for; 0 does without a spool."""
 
     history_tokens: int = attrs.field(default=24_000, validator=attrs.validators.ge(256))
     """Bound on the history given to the LLM at each step, by the estimate of ``history.py``."""

@@ -79,6 +79,7 @@ class StepRecorder:
             history=tuple(self._conversation.history),
             pinned=self._conversation.state.pinned,
             already_said=self._text,
+            step_id=None if self._record is None else f"{self._record.key} {self._record.settled}",
         )
         await brain.think(step, self._say)
         if self._switch is not None:
@@ -111,27 +112,28 @@ class StepRecorder:
         await self._store.commit(Change(state, entries, audit, record, pending, starts_turn))
         self._turn.add(*pending)
 
-    async def _say(self, piece: Piece) -> None:
-        match piece:
-            case Token(text=text):
-                if text:
-                    await self._stream(events.encode_event(events.token(text)))
-                    self._text += text
-            case CallTool():
-                self._calls.append(piece)
-            case SwitchTo():
-                self._switch = piece
-            case Usage():
-                self._conversation.count("llm_requests", piece.requests)
-                self._conversation.count("prompt_tokens", piece.prompt_tokens)
-                self._conversation.count("completion_tokens", piece.completion_tokens)
+    async def _say(self, *pieces: Piece) -> None:
+        words = [piece.text for piece in pieces if isinstance(piece, Token) and piece.text]
+        if words:
+            await self._stream(tuple(events.encode_event(events.token(word)) for word in words))
+            self._text += "".join(words)
+        for piece in pieces:
+            match piece:
+                case CallTool():
+                    self._calls.append(piece)
+                case SwitchTo():
+                    self._switch = piece
+                case Usage():
+                    self._conversation.count("llm_requests", piece.requests)
+                    self._conversation.count("prompt_tokens", piece.prompt_tokens)
+                    self._conversation.count("completion_tokens", piece.completion_tokens)
 
-    async def _stream(self, data: bytes) -> None:
+    async def _stream(self, tokens: tuple[bytes, ...]) -> None:
         # After a "stop generating" the history then ends with what the user saw, and little is paid for.
         await self._turn.wait_heard()
         if self._record is not None:
-            await self._store.add_events(self._record, (data,))
-        self._turn.add(data)
+            await self._store.add_events(self._record, tokens)
+        self._turn.add(*tokens)
 
     def _emit(self, event: dict[str, Any]) -> None:
         self._pending.append(events.encode_event(event))

@@ -1,7 +1,9 @@
 """A running reference agent on loopback, and the simplest client of it."""
 
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -77,6 +79,13 @@ class AgentClient:
         self.http = http
         self.session_id = session_id
 
+    @classmethod
+    @asynccontextmanager
+    async def at(cls, url: str, **headers: str) -> AsyncIterator["AgentClient"]:
+        """A client of a runtime that runs elsewhere."""
+        async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=10) as http:
+            yield cls(http)
+
     async def post(self, message: dict[str, Any], **headers: str) -> Answer:
         """Send one message, with headers given as ``idempotency_key="…"``."""
         response = await self.http.post(
@@ -142,6 +151,13 @@ async def run_agent(**settings: Any) -> AsyncIterator[AgentClient]:
 def run_agent_fixture() -> RunAgent:
     """Starts agents: ``async with run_agent(token_delay=0.1) as client``."""
     return run_agent
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for a unix socket."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import trio.testing
 from gateway.reference_agent.agents import AGENTS
 from gateway.reference_agent.brain import BrainError, CallTool, Piece, Step, SwitchTo, Token, Usage
 from gateway.reference_agent.history import Entry, RequestedCall
-from gateway.reference_agent.llm_brain import LlmBrain, completions_url
+from gateway.reference_agent.llm_brain import LlmBrain
+from gateway.reference_agent.llm_client import LlmClient, completions_url
 
 from .fake_llm import DONE, FakeLlm, Reply, call_chunk, calls, chunk, says
 
@@ -29,14 +30,12 @@ async def ask(llm: FakeLlm, of: Step | None = None) -> list[Piece]:
     """What the brain says to one step; the cost of the attempts left out."""
     pieces: list[Piece] = []
 
-    async def say(piece: Piece) -> None:
-        if piece != Usage(requests=1):
-            pieces.append(piece)
+    async def say(*said: Piece) -> None:
+        pieces.extend(piece for piece in said if piece != Usage(requests=1))
 
     async with httpx.AsyncClient(transport=llm) as client:
-        brain = LlmBrain(
-            client, "http://llm/v1/chat/completions", "m", key="k", history_tokens=1000, jitter=lambda: 1.0
-        )
+        asker = LlmClient(client, "http://llm/v1/chat/completions", key="k", jitter=lambda: 1.0)
+        brain = LlmBrain(asker, "m", history_tokens=1000)
         await brain.think(of or step(), say)
     return pieces
 

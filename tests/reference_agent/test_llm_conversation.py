@@ -91,9 +91,8 @@ async def test_requests_cancelled_at_any_moment_do_not_use_up_the_connections() 
     step = Step("s1", AGENTS["ask"], (Entry("user", "count", "2026-01-01T00:00:00Z"),))
     words: list[str] = []
 
-    async def say(piece: Piece) -> None:
-        if isinstance(piece, Token):
-            words.append(piece.text)
+    async def say(*pieces: Piece) -> None:
+        words.extend(piece.text for piece in pieces if isinstance(piece, Token))
 
     async with run_openai_server(OpenAiServer(delay=0.001)) as url:
         settings = AgentSettings(llm="openai", llm_url=url)
@@ -119,7 +118,7 @@ async def test_a_hundred_cuts_ask_the_llm_once_per_step_and_lose_no_word(tmp_pat
     server = OpenAiServer(delay=0.001)
     cuts = turns = 0
     async with (
-        run_both(server, db=str(tmp_path / "agent.db")) as client,
+        run_both(server, db=str(tmp_path / "agent.db"), llm_keep=0) as client,
         httpx.AsyncClient(base_url=client.http.base_url, trust_env=False) as http,
     ):
         probe = Probe(http, None, timeout=10)
@@ -143,17 +142,17 @@ async def test_a_hundred_cuts_ask_the_llm_once_per_step_and_lose_no_word(tmp_pat
     assert len(server.asked) == turns
 
 
-async def test_an_answer_torn_by_the_end_of_the_process_is_continued(
+async def test_without_a_spool_an_answer_torn_by_the_end_of_the_process_is_continued(
     run_agent: RunAgent, tmp_path: Path
 ) -> None:
     """The LLM is given what the user has, and asked for the rest; whole steps are not asked again."""
     server = OpenAiServer(delay=0.01)
-    db = str(tmp_path / "agent.db")
     async with run_openai_server(server) as url:
-        async with run_agent(llm="openai", llm_url=url, db=db) as client:
+        settings = {"llm": "openai", "llm_url": url, "db": str(tmp_path / "agent.db"), "llm_keep": 0}
+        async with run_agent(**settings) as client:
             received = await client.read_until("count", b'"7 "', Idempotency_Key="k")
         seen = received.count(b"event: message")
-        async with run_agent(llm="openai", llm_url=url, db=db) as client:
+        async with run_agent(**settings) as client:
             rest = await client.post(
                 {"type": "user_message", "content": "count"}, Idempotency_Key="k", Last_Event_ID=str(seen)
             )

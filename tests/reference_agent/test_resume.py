@@ -2,115 +2,14 @@
 
 import random
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
-import orjson
 import pytest
 import trio
 
 from .conftest import AgentClient, RunAgent
-
-PROGRAM = """
-import sys, trio
-from gateway.reference_agent.server import serve_agent
-from gateway.reference_agent.settings import AgentSettings
-
-async def main():
-    async with trio.open_nursery() as nursery:
-        settings = AgentSettings(bind=sys.argv[1], db=sys.argv[2], token_delay=float(sys.argv[3]))
-        print(await nursery.start(serve_agent, settings), flush=True)
-
-trio.run(main)
-"""
-
-
-@asynccontextmanager
-async def process_of(db: Path, bind: str, token_delay: float) -> AsyncIterator[tuple[str, trio.Process]]:
-    """The runtime as a process of its own; killed at the end."""
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-c", PROGRAM, bind, str(db), str(token_delay)], stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        line = bytes(await process.stdout.receive_some(1000))
-        yield line.decode().strip(), process
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            if process.stdout is not None:
-                await process.stdout.aclose()
-
-
-class ResumingClient:
-    """Posts like a gateway: the same key again after a cut, with the last id it saw."""
-
-    def __init__(self, url: str, session_id: str = "s1") -> None:
-        self.url = url
-        self.session_id = session_id
-        self.cuts = 0
-
-    async def post(self, message: dict[str, Any], key: str) -> list[dict[str, Any]]:
-        """All events of one turn, however often the stream is cut."""
-        events: list[dict[str, Any]] = []
-        last_id = 0
-        while True:
-            headers = {"Idempotency-Key": key}
-            if last_id:
-                headers["Last-Event-ID"] = str(last_id)
-            try:
-                async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
-                    body = {"session_id": self.session_id, "message": message}
-                    request = http.build_request(
-                        "POST", f"{self.url}/agent/message/stream", json=body, headers=headers
-                    )
-                    response = await http.send(request, stream=True)
-                    try:
-                        assert response.status_code == 200, await response.aread()
-                        assert response.headers["X-Stream-Resumable"] == "1"
-                        last_id, ended = await self._read(response, events, last_id)
-                    finally:
-                        await response.aclose()
-                    if ended:
-                        return events
-            except httpx.TransportError:
-                pass
-            self.cuts += 1
-            await trio.sleep(0.02)
-
-    async def _read(
-        self, response: httpx.Response, events: list[dict[str, Any]], last_id: int
-    ) -> tuple[int, bool]:
-        # Read to the end of the stream even after `done`: leaving httpx's generators early leaks them.
-        buffer, ended = b"", False
-        try:
-            async for chunk in response.aiter_raw():
-                buffer += chunk
-                *blocks, buffer = buffer.split(b"\n\n")
-                for block in blocks:
-                    if block.startswith(b":"):
-                        continue
-                    fields = dict(line.split(b": ", 1) for line in block.split(b"\n"))
-                    assert int(fields[b"id"]) == last_id + 1, "an event was lost or repeated"
-                    last_id += 1
-                    if fields[b"event"] == b"done":
-                        ended = True
-                    else:
-                        events.append(orjson.loads(fields[b"data"]))
-        except httpx.TransportError:
-            pass
-        return last_id, ended
-
-
-def text_of(events: list[dict[str, Any]]) -> str:
-    """The tokens put together."""
-    return "".join(event["token"] for event in events if event["type"] == "assistant_message")
+from .runtime_process import ResumingClient, free_port, runtime_process, text_of
 
 
 async def test_a_stream_without_a_key_does_not_claim_to_be_resumable(client: AgentClient) -> None:
@@ -208,17 +107,15 @@ async def test_a_turn_that_was_overtaken_after_a_restart_is_over(run_agent: RunA
 async def test_kill_9_at_random_points_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """A conversation with a switch, a read, an edit and an approval, while its runtime is killed under it."""
     dice = random.Random(8)
-    db = tmp_path / "agent.db"
-    listener = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    bind = f"127.0.0.1:{listener[0].socket.getsockname()[1]}"
-    await listener[0].aclose()
+    bind = f"127.0.0.1:{free_port()}"
+    options = ("--bind", bind, "--db", str(tmp_path / "agent.db"), "--token-delay")
     client = ResumingClient(f"http://{bind}")
     over = trio.Event()
 
     async def keep_killing() -> None:
         while not over.is_set():
             with trio.CancelScope(shield=True):  # a process half opened would be left behind
-                async with process_of(db, bind, 0.01) as (_, process):
+                async with runtime_process(*options, "0.01") as (_, process):
                     await trio.sleep(dice.uniform(0.0, 0.4))
                     process.send_signal(signal.SIGKILL)
 
@@ -248,7 +145,7 @@ async def test_kill_9_at_random_points_loses_and_repeats_nothing(tmp_path: Path)
     assert text_of(reading) == "Let me look at a.py first. "
     assert text_of(changing) == "I found it. I will replace 'hello' with 'goodbye'. "
     assert (decided, text_of(done)) == ([], "Done: a.py now says 'goodbye'.")
-    async with process_of(db, bind, 0.0) as (url, _), httpx.AsyncClient(trust_env=False) as http:
+    async with runtime_process(*options, "0") as (url, _), httpx.AsyncClient(trust_env=False) as http:
         history = (await http.get(f"{url}/sessions/s1/history")).json()["messages"]
         metrics = (await http.get(f"{url}/events/metrics/session/s1")).json()["metrics"]
     roles = [entry["role"] for entry in history]
