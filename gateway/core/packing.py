@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -97,11 +97,8 @@ def unpack_message(packed: bytes) -> QueuedMessage:
     return _unpack(packed, QueuedMessage)
 
 
-class PackedCommit(NamedTuple):
-    """One ``SessionCommit`` with everything packed that a store keeps packed.
-
-    A NamedTuple because one is made per session and group commit.
-    """
+class PackedCommit(msgspec.Struct, frozen=True):
+    """One ``SessionCommit`` with everything packed that a store keeps packed."""
 
     session_id: str
     first_seq: int

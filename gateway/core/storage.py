@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import NamedTuple
 
+import msgspec
 from attrs import field, frozen
 
 from gateway.core.events import Event
@@ -92,10 +92,10 @@ class SessionRecord:
     """The part of the running answer whose events are already trimmed."""
 
 
-class SessionCommit(NamedTuple):
+class SessionCommit(msgspec.Struct, frozen=True):
     """One atomic step of one session. Empty fields change nothing.
 
-    A NamedTuple because one is made per session and group commit.
+    A msgspec Struct because one is made per session and group commit (see ``events.Event``).
     """
 
     session_id: str

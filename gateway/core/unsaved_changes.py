@@ -7,6 +7,7 @@ from collections.abc import Callable
 from attrs import Factory, define
 
 from gateway.core.event_log import EventLog
+from gateway.core.events import Event
 from gateway.core.storage import Decision, LedgerEntry, QueuedMessage, SessionCommit, SessionRecord
 
 
@@ -28,7 +29,11 @@ class UnsavedChanges:
         self, session_id: str, log: EventLog, make_record: Callable[[], SessionRecord]
     ) -> SessionCommit | None:
         """The commit that stores everything gathered, and start anew; None when there is nothing."""
-        events = tuple(log.between(self.saved_seq, log.last_seq))
+        last_seq = log.last_seq
+        if self.saved_seq + 1 == last_seq:
+            events: tuple[Event, ...] = (log.newest,)
+        else:
+            events = tuple(log.between(self.saved_seq, last_seq))
         if not (self.record or self.queued or self.dequeued or self.ledger or self.decisions or self.reset):
             # Per token only this path is taken: the small state changes at the edges of turns.
             if not events and self.trimmed_to is None:
@@ -50,7 +55,7 @@ class UnsavedChanges:
                 reset=self.reset,
             )
             self._clear()
-        self.saved_seq = log.last_seq
+        self.saved_seq = last_seq
         self.trimmed_to = self.last_event_id = None
         return commit
 

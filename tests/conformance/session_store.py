@@ -14,6 +14,7 @@ from typing import Protocol
 import pytest
 import trio
 from attrs import define, evolve
+from msgspec.structs import replace
 
 from gateway.core.events import Event, EventKind
 from gateway.core.storage import (
@@ -619,7 +620,7 @@ class SessionStoreConformance:
             for session_id, touched_at in (("old", 10.0), ("kept", 10.0), ("young", 20.0)):
                 await store.claim(session_id, "ada", 1.0)
                 await store.commit(
-                    [EVERYTHING._replace(session_id=session_id, record=evolve(RECORD, touched_at=touched_at))]
+                    [replace(EVERYTHING, session_id=session_id, record=evolve(RECORD, touched_at=touched_at))]
                 )
             await store.claim("claimed", "ada", 1.0)
             young, kept = await held(store, "young"), await held(store, "kept")
@@ -634,7 +635,7 @@ class SessionStoreConformance:
             assert sorted(await store.unfinished()) == ["kept", "young"]
             assert await store.expire(20.0, keep={"kept"}) == 0
 
-            await store.commit([EVERYTHING._replace(session_id="old")])
+            await store.commit([replace(EVERYTHING, session_id="old")])
             assert (await held(store, "old")).events == events(1, 5)
 
     async def test_expiry_of_many_sessions_counts_them_all(self, place: StorePlace) -> None:
@@ -729,7 +730,7 @@ class SessionStoreConformance:
                 await store.commit([numbered_commit("a", number)])
             place.clock.seconds += 60
             await store.maintain()
-            await store.commit([numbered_commit("a", 12), EVERYTHING._replace(session_id="b")])
+            await store.commit([numbered_commit("a", 12), replace(EVERYTHING, session_id="b")])
             before = [await held(store, "a"), await held(store, "b")]
             unfinished = sorted(await store.unfinished())
         async with place.open() as store:

@@ -10,6 +10,7 @@ from pathlib import Path
 import apsw
 import pytest
 import trio
+from msgspec.structs import replace
 
 from gateway.adapters.stores import sqlite_recovery
 from gateway.core.errors import StoreUnavailable
@@ -324,7 +325,7 @@ async def test_epochs_are_renewed_for_every_session_and_differ(place: Place) -> 
     async with place.open() as store:
         for number in range(5):
             await store.claim(f"s{number}", "ada", 1.0)
-            await store.commit([EVERYTHING._replace(session_id=f"s{number}")])
+            await store.commit([replace(EVERYTHING, session_id=f"s{number}")])
         await store.claim("claimed", "bob", 1.0)
     place.beside(".generation").write_bytes(b"rubbish")
 
