@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 from attrs import evolve
+from msgspec.structs import replace
 
 from gateway.adapters.stores.redis import RedisStore
 from gateway.adapters.stores.redis_one_master import OneMaster
@@ -204,7 +205,7 @@ async def test_a_restored_older_copy_begins_new_epochs(forgetful_redis: RedisSer
     async with place.open() as store:
         for session_id in ("live", "away"):
             await store.claim(session_id, "ada", 1.0)
-            await store.commit([EVERYTHING._replace(session_id=session_id)])
+            await store.commit([replace(EVERYTHING, session_id=session_id)])
         assert forgetful_redis.ask("SAVE") == "+OK"
         shutil.copy(tmp_path / "dump.rdb", tmp_path / "old.rdb")
         for session_id in ("live", "away"):
