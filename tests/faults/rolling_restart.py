@@ -14,7 +14,6 @@ import asyncio
 import math
 import os
 import re
-import resource
 import signal
 import sys
 import tempfile
@@ -25,26 +24,18 @@ from pathlib import Path
 
 from attrs import Factory, define, frozen
 
+from tests.faults.node_process import LOAD_SETTINGS, Node, allow_descriptors
 from tests.faults.paced_runtime import PacedRuntime
 from tests.faults.stream_listener import StreamListener
 from tests.redis_server import RedisServer
 
-ROOT = Path(__file__).parents[2]
-START_SECONDS = 60.0
-STOP_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
 CONNECTING_AT_ONCE = 50
 TARGET_SECONDS = 1.0
-
-_SETTINGS = {
-    "LOG_LEVEL": "INFO",
-    "MAX_CONCURRENT_REQUESTS": "20000",
-    "RATE_UPGRADES_PER_MINUTE": "0",
-    "RATE_MESSAGES_PER_MINUTE": "0",
-    "MAX_SOCKETS_PER_SUBJECT": "100000",
-    "MAX_SOCKETS": "100000",
-    "MAX_SESSIONS": "100000",
-}
+LEASE_SECONDS = 4.0
+"""GATEWAY__NODE_LEASE as it is by default."""
+OF_A_HANG = ("session_lost_its_store", "store_refused_commits", "store_unavailable", "store_failing")
+"""Errors that a node is to log when it wakes up after others took over."""
 
 
 @frozen
@@ -58,6 +49,8 @@ class Options:
     """Before the first restart, between them, and after the last."""
     replace_after: float = 0.0
     """From SIGTERM until the replacement is started."""
+    hangs: bool = False
+    """Whether first a node is stopped in its tracks until the other has its sessions, and then wakes up."""
     seed: int = 1
     log: Path | None = None
     """Where the gateways' log goes."""
@@ -73,6 +66,9 @@ class Result:
     pauses: list[float] = Factory(list)
     """Of each stream, seconds, shortest first."""
     restarts: list[str] = Factory(list)
+    hang_pauses: list[float] = Factory(list)
+    fenced: int = 0
+    """Sessions that the node that woke up had to let go of, for Redis refused what it wrote."""
     joins: int = 0
     refused: int = 0
     resumed_posts: int = 0
@@ -80,68 +76,15 @@ class Result:
     others_cores: float = 0.0
     """CPU that processes used meanwhile that are not of this run."""
 
-    def percentile(self, share: float) -> float:
+    @property
+    def p99(self) -> float:
         """Of the pauses; a value that was measured."""
-        return self.pauses[max(0, math.ceil(len(self.pauses) * share) - 1)]
+        return percentile(self.pauses, 0.99)
 
 
-class NodeFailed(Exception):
-    """A gateway did not start, or did not end as it should."""
-
-
-class Node:
-    """One gateway process."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
-        self._process = process
-        self.port = port
-        self.pid = process.pid
-
-    @classmethod
-    async def start(cls, settings: dict[str, str], log: Path) -> Node:
-        """Start one; returns when it listens. Raises ``NodeFailed``."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY__")}
-        kept |= {"PYTHONPATH": str(ROOT)} | {f"GATEWAY__{name}": value for name, value in settings.items()}
-        with log.open("ab") as errors:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "gateway", "serve", "--bind", "127.0.0.1:0"),
-                env=kept,
-                cwd=log.parent,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-            )
-        assert process.stdout is not None
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                line = (await process.stdout.readline()).decode()
-        except TimeoutError:
-            line = ""
-        found = re.match(r"Listening on http://127\.0\.0\.1:(\d+)", line)
-        if found is None:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-            raise NodeFailed("A gateway did not start; its log says why (--log).")
-        return cls(process, int(found[1]))
-
-    def terminate(self) -> None:
-        """SIGTERM."""
-        self._process.send_signal(signal.SIGTERM)
-
-    async def wait_ended(self) -> int:
-        """Its exit code. Raises ``NodeFailed`` when it does not end."""
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                return await self._process.wait()
-        except TimeoutError:
-            raise NodeFailed(f"A gateway went on for {STOP_SECONDS:g} s after SIGTERM") from None
-
-    async def kill(self) -> None:
-        """``kill -9``, if it still runs."""
-        if self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """A value that was measured; they are given in order."""
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
 
 
 async def run(options: Options, progress: Callable[[str], None]) -> Result:
@@ -153,13 +96,6 @@ async def run(options: Options, progress: Callable[[str], None]) -> Result:
     used = _busy_seconds() - busy - (_own_seconds() - own)
     result.others_cores = max(0.0, used / (time.monotonic() - began))
     return result
-
-
-def allow_descriptors(wanted: int) -> None:
-    """Have this process, and those it starts, open so many files if the system lets it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 def _busy_seconds() -> float:
@@ -185,7 +121,8 @@ async def _run_on_redis(options: Options, progress: Callable[[str], None]) -> Re
         try:
             log = options.log.resolve() if options.log is not None else Path(folder) / "gateway.log"
             log.write_bytes(b"")
-            settings = _SETTINGS | {
+            settings = {
+                **LOAD_SETTINGS,
                 "STORE_URL": redis.url,
                 "AGENT_URL": f"http://127.0.0.1:{runtime.port}",
             }
@@ -257,6 +194,8 @@ class _Run:
             await asyncio.sleep(self._options.settle)
             for listener in listeners:
                 listener.longest_gap = 0.0  # What it took to begin is not asked for.
+            if self._options.hangs:
+                await self._hang(self._nodes[0], listeners)
             for old in list(self._nodes):
                 await self._replace(old)
                 await asyncio.sleep(self._options.settle)
@@ -266,6 +205,22 @@ class _Run:
         for node in self._nodes:
             node.terminate()
             await self._check_end(node)
+
+    async def _hang(self, node: Node, listeners: Sequence[StreamListener]) -> None:
+        """SIGSTOP; SIGCONT when every stream is served by the other node."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        node.send(signal.SIGSTOP)
+        await asyncio.sleep(LEASE_SECONDS)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while not all(listener.is_served(loop.time()) for listener in listeners):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)  # Nobody could set an event: that they are all served is a state.
+        self._progress(f"hung for {loop.time() - began:.1f} s; every stream goes on elsewhere")
+        node.send(signal.SIGCONT)
+        await asyncio.sleep(self._options.settle)
+        self._result.hang_pauses = sorted(listener.pause for listener in listeners)
+        for listener in listeners:
+            listener.longest_gap = 0.0
 
     async def _replace(self, old: Node) -> None:
         loop = asyncio.get_running_loop()
@@ -291,7 +246,7 @@ class _Run:
             self._result.violations.append(f"a gateway ended with {code} after SIGTERM")
 
     def _judge(self, listeners: Sequence[StreamListener]) -> None:
-        result = self._result
+        result, options = self._result, self._options
         by_session = {answer.session_id: answer for answer in self._runtime.answers.values()}
         if len(by_session) != len(self._runtime.answers):
             result.violations.append("a message was sent to the runtime twice")
@@ -311,29 +266,36 @@ class _Run:
             result.resumed_posts += answer.posts - 1
         result.pauses = sorted(listener.pause for listener in listeners)
         for line in self._log.read_text("utf-8", "replace").splitlines():
-            if re.search(r'"level": ?"error"', line):
+            if options.hangs and any(f'"event": "{event}"' in line for event in OF_A_HANG):
+                result.fenced += "session_lost_its_store" in line
+            elif re.search(r'"level": ?"error"', line):
                 result.violations.append(f"gateway's log: {line[:500]}")
 
 
 def describe(result: Result) -> str:
     """The figures."""
     failed = result.turns.total() - result.turns["completed"]
-    pauses = ", ".join(
-        f"{name} {result.percentile(share) * 1000:.0f} ms"
-        for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
-    )
     lines = [
         f"streams        {result.streams}, {result.tokens} tokens",
         *(f"restart        {line}" for line in result.restarts),
         f"turns failed   {failed} ({', '.join(f'{what} {n}' for what, n in result.turns.most_common())})",
         f"sockets        {result.joins} joined, {result.refused} tries in vain; "
         f"{result.resumed_posts} answers taken up again",
-        f"pause          {pauses}",
+        f"pause          {_in_milliseconds(result.pauses)}",
         f"other load     {result.others_cores:.2f} cores, by what else ran on this machine",
         f"violations     {len(result.violations)} (lost, repeated, out of order, failed)",
         *(f"  {violation}" for violation in result.violations[:20]),
     ]
+    if result.hang_pauses:
+        lines.insert(
+            1, f"hang           {_in_milliseconds(result.hang_pauses)}; {result.fenced} sessions fenced out"
+        )
     return "\n".join(lines)
+
+
+def _in_milliseconds(ordered: Sequence[float]) -> str:
+    shares = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    return ", ".join(f"{name} {percentile(ordered, share) * 1000:.0f} ms" for name, share in shares)
 
 
 def main() -> int:
@@ -350,6 +312,11 @@ def main() -> int:
         default=defaults.replace_after,
         help="seconds from SIGTERM to the start of the replacement (%(default)s)",
     )
+    parser.add_argument(
+        "--hang",
+        action="store_true",
+        help="first have a node hang until the other has its sessions, and wake up again",
+    )
     parser.add_argument("--rounds", type=int, default=1, help="whole runs, one after the other (%(default)s)")
     parser.add_argument("--log", type=Path, help="where the gateways' log goes")
     arguments = parser.parse_args()
@@ -357,6 +324,7 @@ def main() -> int:
         streams=arguments.streams,
         pace=arguments.pace,
         replace_after=arguments.replace_after,
+        hangs=arguments.hang,
         log=arguments.log,
     )
 
@@ -367,7 +335,7 @@ def main() -> int:
     for number in range(arguments.rounds):
         began = time.monotonic()
         result = asyncio.run(run(options, say))
-        is_met &= not result.violations and result.percentile(0.99) <= TARGET_SECONDS
+        is_met &= not result.violations and result.p99 <= TARGET_SECONDS
         text = f"round {number + 1}, {time.monotonic() - began:.0f} s\n{describe(result)}\n"
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -13,17 +13,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-import msgspec
-
-from gateway.bench.socket_client import masked_frame, upgrade_request, whole_frames
+from gateway.bench.socket_client import upgrade_request
+from tests.faults.json_socket import JsonSocket
 
 BACKOFF = 0.5
 """protocol.md section 6: the most that is waited before the first try."""
 BACKOFF_MOST = 5.0
-ACK_EVENTS = 100
-ACK_SECONDS = 1.0
+SILENCE_SECONDS = 3.0
+"""A stream that says nothing for so long hangs somewhere: its client tries the next node."""
+SILENT = 0
+"""In place of a close code."""
 RECONNECTABLE = (1001, 1006, 1011, 1012, 1013, 4408, 4413, 4429)
-_DRAINING = b'"draining"'
 
 
 class StreamListener:
@@ -57,6 +57,15 @@ class StreamListener:
         """(when it ended, how long) of those that are longer than twice the pace."""
 
     @property
+    def is_done(self) -> bool:
+        """Whether its turn has ended."""
+        return self.ended.is_set()
+
+    def is_served(self, now: float) -> bool:
+        """Whether tokens come."""
+        return self._token_at is not None and now - self._token_at < 2 * self._pace + 0.5
+
+    @property
     def pause(self) -> float:
         """The longest time between two tokens, beyond the pace; seconds."""
         return max(0.0, self.longest_gap - self._pace)
@@ -68,7 +77,7 @@ class StreamListener:
             ports = list(self._ports())
             port = ports[self._choice % len(ports)]
             try:
-                _, socket = await loop.create_connection(lambda: _Socket(self), "127.0.0.1", port)
+                _, socket = await loop.create_connection(lambda: JsonSocket(self), "127.0.0.1", port)
             except OSError:
                 self.refused += 1
                 self._choice += 1
@@ -79,24 +88,31 @@ class StreamListener:
             resume = f"?epoch={quote(self.epoch)}&last_seq={self.last_seq}" if self.epoch else ""
             path = f"/api/v1/ws/{self.session_id}"
             socket.open(upgrade_request(f"127.0.0.1:{port}", path, "v2-json", [], resume))
-            code = await socket.closed
+            code = await self._end(socket)
             socket.abort()
             if self.ended.is_set():
                 return
-            if code not in RECONNECTABLE:
+            if code not in (*RECONNECTABLE, SILENT):
                 self.violations.append(f"closed with {code}")
                 self.ended.set()
                 return
             if not socket.was_welcome:
                 self.refused += 1
                 self._failures += 1
+            if not socket.was_welcome or code == SILENT or socket.come_back_at is not None:
                 self._choice += 1
-            now = loop.time()
             if socket.come_back_at is not None:
-                self._choice += 1
-                await asyncio.sleep(max(0.0, socket.come_back_at - now))
+                await asyncio.sleep(max(0.0, socket.come_back_at - loop.time()))
             else:
                 await asyncio.sleep(self._backoff())
+
+    async def _end(self, socket: JsonSocket) -> int:
+        """Its close code, or ``SILENT``: then it is as good as gone, and its node too."""
+        loop = asyncio.get_running_loop()
+        while not (await asyncio.wait({socket.closed}, timeout=SILENCE_SECONDS / 4))[0]:
+            if loop.time() - socket.heard_at > SILENCE_SECONDS:
+                return SILENT
+        return socket.closed.result()
 
     def _backoff(self) -> float:
         return self._random.uniform(0, min(BACKOFF_MOST, BACKOFF * 2 ** min(self._failures, 8)))
@@ -154,112 +170,3 @@ class StreamListener:
                 self.gaps.append((now, gap))
         self._token_at = now
         self.had_token.set()
-
-
-class _Socket(asyncio.Protocol):
-    """One socket of a listener."""
-
-    def __init__(self, listener: StreamListener) -> None:
-        self._listener = listener
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
-        self._rest = b""
-        self._is_upgraded = False
-        self.was_welcome = False
-        self.come_back_at: float | None = None
-        self.closed: asyncio.Future[int] = self._loop.create_future()
-        self._unacked = 0
-        self._ack_timer: asyncio.TimerHandle | None = None
-
-    def open(self, request: bytes) -> None:
-        """Ask for the upgrade."""
-        self._transport.write(request)
-
-    def abort(self) -> None:
-        """Drop it."""
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
-        self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by asyncio."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        """Called by asyncio."""
-        self._over(1006)
-
-    def data_received(self, data: bytes) -> None:
-        """Called by asyncio."""
-        now = self._loop.time()
-        data = self._rest + data
-        if not self._is_upgraded:
-            head, end, data = data.partition(b"\r\n\r\n")
-            if not end:
-                self._rest = head
-                return
-            if b" 101 " not in head.split(b"\r\n", 1)[0]:
-                self._over(1013 if b" 503 " in head else 1006)
-                return
-            self._is_upgraded = True
-        end_of_frames, control = whole_frames(data)
-        self._rest = data[end_of_frames:]
-        at = 0
-        for opcode, start, stop in control:
-            head_at = start - (2 if stop - start < 126 else 4)
-            self._frames(data[at:head_at], now)
-            at = stop
-            if opcode == 9:
-                self._transport.write(masked_frame(data[start:stop], opcode=10))
-            elif opcode == 8:
-                self._transport.write(masked_frame(data[start : start + 2], opcode=8))
-                self._over(int.from_bytes(data[start : start + 2], "big") or 1005)
-        self._frames(data[at:end_of_frames], now)
-
-    def _frames(self, frames: bytes, now: float) -> None:
-        at = 0
-        while at < len(frames):
-            length, start = frames[at + 1] & 127, at + 2
-            if length == 126:
-                length, start = int.from_bytes(frames[start : start + 2], "big"), start + 2
-            elif length == 127:
-                length, start = int.from_bytes(frames[start : start + 8], "big"), start + 8
-            at = start + length
-            value = msgspec.json.decode(frames[start:at])
-            for item in value if isinstance(value, list) else [value]:
-                self._take(item, now)
-
-    def _take(self, item: dict[str, Any], now: float) -> None:
-        listener = self._listener
-        if not self.was_welcome:
-            self.was_welcome = True
-            for message in listener.welcome(item):
-                self._transport.write(masked_frame(msgspec.json.encode(message)))
-            return
-        if item["type"] == "draining":
-            self.come_back_at = now + item["reconnect_after_ms"] / 1000
-            # A client leaves by itself then, whether the gateway has closed the socket or not.
-            self._loop.call_at(self.come_back_at, self._over, 1012)
-            return
-        listener.take(item, now)
-        self._unacked += 1
-        if self._unacked >= ACK_EVENTS or item["type"] == "turn_ended":
-            self._ack()
-        elif self._ack_timer is None:
-            self._ack_timer = self._loop.call_later(ACK_SECONDS, self._ack)
-        if listener.ended.is_set():
-            self._over(1000)
-
-    def _ack(self) -> None:
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
-        self._unacked = 0
-        if not self._transport.is_closing():
-            self._transport.write(masked_frame(b'{"type":"ack","seq":%d}' % self._listener.last_seq))
-
-    def _over(self, code: int) -> None:
-        if not self.closed.done():
-            self.closed.set_result(code)
