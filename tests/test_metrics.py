@@ -256,6 +256,7 @@ async def test_a_conversation_is_counted(nursery: trio.Nursery, autojump_clock: 
     stream.emit({"type": "tool_call", "call_id": "c", "tool_name": "x", "arguments": {}})
     stream.emit({"type": "agent_switched", "to_agent": "coder", "from_agent": "ask", "reason": "because"})
     stream.emit({"type": "made up by the runtime"})
+    stream.token("the last", final=True)
     stream.done()
     await client.wait_for("turn_ended")
     client.say({"type": "ack", "seq": 50})
@@ -263,8 +264,9 @@ async def test_a_conversation_is_counted(nursery: trio.Nursery, autojump_clock: 
 
     now = subject.samples()
 
-    assert now["gateway_tokens_total", ()] == 200
-    assert now["gateway_events_total", ()] == 203
+    assert now["gateway_tokens_total", ()] == 201
+    assert now["gateway_events_total", ()] == 204
+    assert ("gateway_agent_events_total", (("type", "assistant_message"),)) not in now
     for kind in ("tool_call", "agent_switched", "other"):
         assert now["gateway_agent_events_total", (("type", kind),)] == 1
     assert now["gateway_socket_frames_sent_total", ()] == len(client.frames)
@@ -278,7 +280,7 @@ async def test_a_conversation_is_counted(nursery: trio.Nursery, autojump_clock: 
     assert now["gateway_event_added_seconds_count", ()] == 200 // EVENTS_PER_SAMPLE
     assert now["gateway_agent_head_seconds_count", ()] == 1
     assert now["gateway_store_batch_events_count", ()] == now["gateway_store_commit_seconds_count", ()] > 0
-    assert now["gateway_store_batch_events_sum", ()] >= 203
+    assert now["gateway_store_batch_events_sum", ()] >= 204
     assert subject.bench.hub.runners["s"].agent == "coder"
 
 
@@ -364,10 +366,39 @@ async def test_a_multiplexed_socket_is_counted(nursery: trio.Nursery, autojump_c
     for session_id in ("a", "b"):
         client.say({"type": "attach", "id": session_id, "session_id": session_id})
     await client.wait_for("welcome", times=2)
+    client.say(message(1) | {"session_id": "a"})
+    stream = await subject.bench.agent.stream(0)
+    stream.token("x")
+    stream.done()
+    await client.wait_for("turn_ended")
 
     now = subject.samples()
 
     assert now["gateway_sockets_open", (("dialect", "codelab.v2.json"),)] == 1
     assert now["gateway_sessions_live", ()] == 2
-    assert now["gateway_socket_frames_received_total", ()] == 2
-    assert now["gateway_socket_bytes_sent_total", ()] > 0
+    assert now["gateway_socket_frames_received_total", ()] == 3
+    assert now["gateway_socket_frames_sent_total", ()] == len(client.frames)
+    assert now["gateway_socket_bytes_sent_total", ()] == sum(map(len, client.frames))
+    assert now["gateway_messages_received_total", (("type", "attach"),)] == 2
+
+
+@pytest.mark.parametrize("missed", [1, 3])
+async def test_replayed_events_are_counted(nursery: trio.Nursery, autojump_clock: Any, missed: int) -> None:
+    """However few they are."""
+    subject = measured(nursery)
+    await subject.bench.start()
+    client = subject.bench.connect(dialect=Dialect.V2_JSON)
+    epoch = (await client.wait_for("welcome"))["epoch"]
+    client.say(message(1))
+    stream = await subject.bench.agent.stream(0)
+    await client.wait_for("turn_started")
+    client.drop()
+    await trio.sleep(1)
+    for _ in range(missed):
+        stream.token("x")
+    await trio.sleep(1)
+    await subject.bench.connect(dialect=Dialect.V2_JSON, resume=ResumePoint(epoch, 1)).wait_for(
+        "assistant_message"
+    )
+
+    assert subject.samples()["gateway_replayed_events_total", ()] == missed

@@ -27,6 +27,7 @@ from gateway.core.session import Sender
 from gateway.core.websocket_protocol import Dialect
 from gateway.engine.identity_watch import IdentityWatch
 from gateway.engine.message_rate import MessageRate
+from gateway.engine.remote_connection import RemoteConnection
 from gateway.engine.session_runner import SessionRunner
 from gateway.engine.session_socket import SessionSocket
 from gateway.ports import Admission, ClientConnection, Telemetry
@@ -72,7 +73,8 @@ class ClientReader:
         """Read until the socket is gone. Raises ``ConnectionClosed``."""
         while True:
             frame = await self._connection.receive()
-            self._runner.flow.note_received(frame)
+            if not isinstance(self._connection, RemoteConnection):  # which is counted where it is held
+                self._runner.flow.note_received(frame)
             try:
                 messages = decode_messages(frame, self._admission.dialect)
             except InvalidMessage as error:

@@ -100,8 +100,8 @@ class Hub:
 
     @property
     def socket_count(self) -> int:
-        """Open sockets."""
-        return len(self.sockets)
+        """Open sockets, those that other nodes hold not among them."""
+        return self.sockets.held_here
 
     @property
     def runners(self) -> Mapping[str, SessionRunner]:
@@ -213,7 +213,8 @@ class Hub:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + self._limits.close_timeout + 1):
                 await connection.close(code if code >= 1000 and code not in (1005, 1006) else 1000, reason)
             duration = round(trio.current_time() - started, 3)
-            self._telemetry.count("gateway_sockets_closed_total", code=str(code))
+            if not isinstance(connection, RemoteConnection):  # which is counted where it is held
+                self._telemetry.count("gateway_sockets_closed_total", code=str(code))
             self._telemetry.info("socket_closed", code=code, duration_s=duration, **admission.log_fields)
 
     async def _serve(self, connection: ClientConnection, admission: Admission) -> tuple[int, str]:
@@ -249,7 +250,7 @@ class Hub:
                 self.sockets.remove(socket, admission)
 
     async def _serve_multiplexed(self, connection: ClientConnection, admission: Admission) -> tuple[int, str]:
-        shared = SharedSocket(connection, admission.dialect, self._limits)
+        shared = SharedSocket(connection, admission.dialect, self._limits, self.flow)
         identity = self._watch(admission, shared)
         reader = MultiplexedReader(
             connection,

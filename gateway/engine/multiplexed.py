@@ -111,6 +111,7 @@ class MultiplexedReader:
         kind = fields.get("type")
         if kind in ("attach", "detach", "authenticate"):
             message = parse_client_message(fields, raw, v2=True)
+            self._telemetry.count("gateway_messages_received_total", type=str(kind))
             self._rate.check(self._identity.identity)
             if isinstance(message, Authenticate):
                 await self._identity.renew(message.token)

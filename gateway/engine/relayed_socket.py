@@ -78,8 +78,11 @@ class RelayedSocket:
     def send_control(self, fields: dict[str, object]) -> None:
         """Send one object of this node's own, which the other does not count; never before its welcome."""
         if self._is_greeted and not self._is_blocked:
+            payload = encode_control(fields, self.dialect)
+            self._flow.frames_sent += 1
+            self._flow.bytes_sent += len(payload)
             try:
-                self._is_blocked = not self._connection.send_nowait((encode_control(fields, self.dialect),))
+                self._is_blocked = not self._connection.send_nowait((payload,))
             except ConnectionClosed:
                 self._is_blocked = True
             if self._is_blocked:
@@ -133,8 +136,7 @@ class RelayedSocket:
     async def _read(self) -> None:
         while True:
             frame = await self._connection.receive()
-            self._flow.frames_received += 1
-            self._flow.bytes_received += len(frame)
+            self._flow.note_received(frame)
             self._post(Said(self._relay, frame))
 
     async def _unblock(self) -> None:

@@ -23,10 +23,13 @@ from gateway.core.delivery import (
 from gateway.core.effects import Accepted, Refused
 from gateway.core.errors import ReplayTruncated
 from gateway.core.events import EventKind
+from gateway.core.flow import Flow
 from gateway.core.limits import Limits
 from gateway.core.session_views import snapshot, welcome
 from gateway.core.websocket_protocol import CloseCode, Dialect
+from gateway.engine.remote_connection import RemoteConnection
 from gateway.engine.session_runner import SessionRunner
+from gateway.engine.shared_socket import SessionLane
 from gateway.ports import ClientConnection, ConnectionClosed, ResumePoint
 
 EVENTS_PER_FLUSH = 512
@@ -56,6 +59,7 @@ class SessionSocket:
         "_runner",
         "_start_flusher",
         "_waiting",
+        "_wire",
         "acked",
         "alive_at",
         "is_v2",
@@ -69,6 +73,8 @@ class SessionSocket:
         self._connection = connection
         self._runner = runner
         self._flow = runner.flow
+        self._wire = Flow() if isinstance(connection, SessionLane | RemoteConnection) else runner.flow
+        """What counts its frames; those that another socket carries are counted there."""
         self._dialect = dialect
         self._limits = limits
         self.is_v2 = dialect.is_v2
@@ -210,8 +216,8 @@ class SessionSocket:
                     payloads = self._control + payloads
                     self._control = []
                 if payloads:
-                    self._flow.frames_sent += len(payloads)
-                    self._flow.bytes_sent += sum(map(len, payloads))
+                    self._wire.frames_sent += len(payloads)
+                    self._wire.bytes_sent += sum(map(len, payloads))
                     if not self._connection.send_nowait(payloads):
                         self._blocked = self._lagging = True
                         self._need_flusher()
@@ -238,9 +244,9 @@ class SessionSocket:
         self.position = position + 1
         if payload is None:
             return
-        flow = self._flow
-        flow.frames_sent += 1
-        flow.bytes_sent += len(payload)
+        wire = self._wire
+        wire.frames_sent += 1
+        wire.bytes_sent += len(payload)
         if not self._connection.send_nowait((payload,)):
             self._blocked = self._lagging = True
             self._need_flusher()
@@ -260,12 +266,12 @@ class SessionSocket:
             waiting = log.bytes_after(position)
             while len(events) > 1 and waiting - log.bytes_after(events[-1].seq) > BYTES_PER_FLUSH:
                 del events[len(events) // 2 :]
-            if self._replaying:
-                self._flow.replayed_events += len(events)
             merge = self._replaying or (self._lagging and waiting >= self._limits.merge_bytes)
             payloads = encode_events(events, self._dialect, merge=merge)
         else:
             payloads = encode_events(events, self._dialect)
+        if self._replaying:
+            self._flow.replayed_events += len(events)
         self._batch_after = position
         self.position = events[-1].seq
         return payloads

@@ -15,6 +15,7 @@ import trio
 
 from gateway.core.codec import replace_field, split_batch
 from gateway.core.delivery import BATCH_BYTES, encode_control, encode_v2
+from gateway.core.flow import Flow
 from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import CloseCode, Dialect
 from gateway.ports import ClientConnection, ConnectionClosed
@@ -36,10 +37,11 @@ class SharedSocket:
 
     is_v2 = True
 
-    def __init__(self, connection: ClientConnection, dialect: Dialect, limits: Limits) -> None:
+    def __init__(self, connection: ClientConnection, dialect: Dialect, limits: Limits, flow: Flow) -> None:
         self._connection = connection
         self.dialect = dialect
         self._limits = limits
+        self._flow = flow
         self._control: list[bytes] = []
         self._lanes: deque[SessionLane] = deque()
         """In the order of their turns."""
@@ -106,7 +108,10 @@ class SharedSocket:
             texts = self._take_turns()
             if not texts:
                 return
-            if not self._connection.send_nowait(encode_v2(texts, self.dialect)):
+            payloads = encode_v2(texts, self.dialect)
+            self._flow.frames_sent += len(payloads)
+            self._flow.bytes_sent += sum(map(len, payloads))
+            if not self._connection.send_nowait(payloads):
                 self._blocked = True
                 self._need_flusher()
 

@@ -9,6 +9,7 @@ import trio
 
 from gateway.core.websocket_protocol import Dialect
 from gateway.engine.relayed_socket import RelayedSocket
+from gateway.engine.remote_connection import RemoteConnection
 from gateway.engine.session_socket import SessionSocket
 from gateway.engine.shared_socket import SharedSocket
 from gateway.ports import Admission, Telemetry
@@ -35,6 +36,11 @@ class SocketCensus:
     def __contains__(self, socket: object) -> bool:
         return socket in self._sockets
 
+    @property
+    def held_here(self) -> int:
+        """How many of them are sockets of this process, and not of a node that only passes them on to it."""
+        return self._by_dialect.total()
+
     def held_by(self, subject: str) -> int:
         """How many sockets one subject has open."""
         return self._by_subject[subject]
@@ -42,12 +48,12 @@ class SocketCensus:
     def add(self, socket: OpenSocket, admission: Admission) -> None:
         """A socket opened."""
         self._sockets[socket] = None
-        self._count(admission, 1)
+        self._count(socket, admission, 1)
 
     def remove(self, socket: OpenSocket, admission: Admission) -> None:
         """It closed."""
         del self._sockets[socket]
-        self._count(admission, -1)
+        self._count(socket, admission, -1)
         if not self._sockets and self._emptied is not None:
             self._emptied.set()
 
@@ -57,10 +63,12 @@ class SocketCensus:
             self._emptied = trio.Event()
             await self._emptied.wait()
 
-    def _count(self, admission: Admission, change: int) -> None:
+    def _count(self, socket: OpenSocket, admission: Admission, change: int) -> None:
         dialect, subject = admission.dialect, admission.identity.subject
-        self._by_dialect[dialect] += change
         self._by_subject[subject] += change
         if not self._by_subject[subject]:
             del self._by_subject[subject]
+        if isinstance(socket, SessionSocket) and isinstance(socket.connection, RemoteConnection):
+            return  # Its holder counts it, so that the nodes' figures can be added up.
+        self._by_dialect[dialect] += change
         self._telemetry.set_gauge("gateway_sockets_open", self._by_dialect[dialect], dialect=dialect.value)

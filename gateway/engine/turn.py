@@ -180,6 +180,11 @@ class TurnRunner:
                         flow.tokens += 1
                         if trace.awaits_token:
                             trace.first_token()
+                    elif event.token:
+                        # The answer's last: it ends it, so it is never merged, and is a token all the same.
+                        flow.tokens += 1
+                        if trace.awaits_token:
+                            trace.first_token()
                     else:
                         self._note_event(runner, turn_id, event, trace)
                 elif isinstance(event, TurnDone):

@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from gateway.core.flow import Flow
 from gateway.core.identity import Identity
 from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import Dialect
@@ -243,7 +244,7 @@ async def test_a_dead_or_drained_multiplexed_socket_is_closed_as_any_other(
 async def test_a_snapshot_replaces_what_waited_for_its_turn(autojump_clock: Mock) -> None:
     """Control goes before events, but never a snapshot before older events of its own session."""
     connection = FakeConnection()
-    shared = SharedSocket(connection, Dialect.V2_JSON, Limits())
+    shared = SharedSocket(connection, Dialect.V2_JSON, Limits(), Flow())
     lane = shared.open_lane("a")
     other = shared.open_lane("b")
     connection.stalled = True
@@ -261,7 +262,7 @@ async def test_a_snapshot_replaces_what_waited_for_its_turn(autojump_clock: Mock
 async def test_a_lane_of_a_lost_socket_raises(autojump_clock: Mock) -> None:
     """A session that sends into a socket that is gone learns it as from a socket of its own."""
     connection = FakeConnection()
-    lane = SharedSocket(connection, Dialect.V2_JSON, Limits()).open_lane("a")
+    lane = SharedSocket(connection, Dialect.V2_JSON, Limits(), Flow()).open_lane("a")
     connection.drop()
     with pytest.raises(ConnectionClosed):
         lane.send_nowait([b'{"seq":1,"type":"x"}'])

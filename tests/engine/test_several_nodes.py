@@ -120,6 +120,40 @@ async def test_a_dead_nodes_turn_is_carried_on_by_another(redis_server: AnyRedis
         assert got == list(range(1, len(got) + 1))
 
 
+async def test_a_relayed_socket_is_counted_once(redis_server: AnyRedis) -> None:
+    """By the node that holds it, so that the nodes' figures can be added up; the turn, where it runs."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        first = one.bench.connect(dialect=V2)
+        await first.wait_for("welcome")
+        relayed = two.bench.connect(dialect=V2)
+        await relayed.wait_for("welcome")
+        relayed.say(user_message("\u00e9", id="m"))
+        stream = await agent.stream(0)
+        stream.token("x")
+        stream.done()
+        await first.wait_for("turn_ended")
+        await relayed.wait_for("turn_ended")
+        owner, holder = one.bench.hub, two.bench.hub
+
+        assert (owner.socket_count, holder.socket_count) == (1, 1)
+        assert (owner.flow.frames_sent, holder.flow.frames_sent) == (len(first.frames), len(relayed.frames))
+        assert (owner.flow.bytes_sent, holder.flow.bytes_sent) == (
+            sum(map(len, first.frames)),
+            sum(map(len, relayed.frames)),
+        )
+        assert (owner.flow.frames_received, holder.flow.frames_received) == (0, 1)
+        said = len('{"type":"user_message","content":"\u00e9","id":"m"}'.encode())
+        assert (owner.flow.bytes_received, holder.flow.bytes_received) == (0, said)
+        assert (owner.flow.tokens, holder.flow.tokens) == (1, 0)
+        relayed.drop()
+        await trio.sleep(0.3)
+        closed = ("gateway_sockets_closed_total", (("code", "1006"),))
+        assert two.bench.telemetry.counts[closed] == 1
+        assert closed not in one.bench.telemetry.counts
+
+
 async def test_a_dead_nodes_turn_that_cannot_be_resumed_is_told(
     redis_server: AnyRedis,
 ) -> None:
