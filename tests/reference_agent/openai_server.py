@@ -11,11 +11,14 @@ from hypercorn.utils import wrap_app
 from gateway.reference_agent.llm_messages import CONTINUE, HANDED_OVER
 from gateway.reference_agent.server import HttpServer, hypercorn_config
 
+READ_FILE, CREATE_FILE = "Read the file", "Create the file"
+"""How the requests of ``gateway check-agent`` begin."""
+
 COUNTED = [f"{number} " for number in range(1, 41)]
 
 
 class OpenAiServer:
-    """Routes edits to the coder, who reads, edits and reports; counts to 40 for everything else."""
+    """Routes changes to the coder, who makes them and reports; reads; counts to 40 for everything else."""
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
@@ -71,10 +74,16 @@ class OpenAiServer:
         self.asked.append(f"{request} {agent} {len(results)}")
         if any("rejected" in one for one in results):
             return _text(["I ", "leave ", "it."], said)
-        if not request.startswith("edit"):
+        if not request.startswith(("edit", READ_FILE, CREATE_FILE)):
             return _text(COUNTED, said)
-        if agent == "orchestrator":
+        if request.startswith(READ_FILE) and not results:
+            return _call("read_file", {"path": "README.md"})
+        if agent == "orchestrator" and not results:
             return _call("switch_agent", {"agent": "coder", "reason": "An edit.", "confidence": 0.8})
+        if request.startswith(CREATE_FILE) and not results:
+            return _call("write_file", {"path": "conformance.txt", "content": "hello"})
+        if not request.startswith("edit"):
+            return _text(["All ", "done."], said)
         if not results:
             return _text(["I ", "read. "], said, end=None) + _call("read_file", {"path": "a.py"})
         if len(results) == 1:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -28,6 +29,8 @@ from gateway.reference_agent.server import HttpServer, hypercorn_config
 from gateway.reference_agent.settings import AgentSettings
 
 from .conftest import RunAgent
+from .openai_server import OpenAiServer, run_openai_server
+from .runtime_process import spool_pid, wait_spool_ended
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -182,6 +185,20 @@ async def test_ours_passes_every_check(run_agent: RunAgent) -> None:
     assert [str(result) for result in results if result.outcome != PASSED] == []
     assert (len(results), heard) == (len(CHECKS), results)
     assert summarize(results) == f"{len(CHECKS)} passed, 0 failed, 0 skipped"
+
+
+@pytest.mark.parametrize("keep", [0.0, 60.0])
+async def test_ours_passes_with_an_llm(run_agent: RunAgent, short_folder: Path, keep: float) -> None:
+    """Which is asked by the runtime, or by its spool."""
+    db = short_folder / "agent.db"
+    async with (
+        run_openai_server(OpenAiServer(delay=0.01)) as llm_url,
+        run_agent(internal_key="secret", llm="openai", llm_url=llm_url, db=str(db), llm_keep=keep) as client,
+    ):
+        results = await check_agent(str(client.http.base_url), key="secret")
+        assert (spool_pid(db) is None) == (keep == 0)
+    assert [str(result) for result in results if result.outcome != PASSED] == []
+    await wait_spool_ended(db, 5)
 
 
 @pytest.mark.parametrize(
