@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,18 +20,27 @@ _DOWN_MILLISECONDS = 500
 _SECONDS = 20.0
 """For a group to come up, or to fail over."""
 _SLOTS = 16384
+_SYNC = ("--repl-diskless-sync-delay", "0")
+"""A master waits 5 s otherwise, for more replicas to come."""
 
 
 class Sentinel(RedisServer):
     """One ``redis-server --sentinel``."""
 
-    def __init__(self, directory: Path, master_port: int, quorum: int) -> None:
-        super().__init__(directory, ports=PORTS)
+    def __init__(
+        self,
+        directory: Path,
+        master_port: int,
+        quorum: int,
+        options: Sequence[str] = (),
+        ports: Sequence[int] = PORTS,
+    ) -> None:
+        super().__init__(directory, ports=ports)
         self._config = directory / f"sentinel-{self.port}.conf"
         self._config.write_text(
             f"sentinel monitor {SERVICE} 127.0.0.1 {master_port} {quorum}\n"
             f"sentinel down-after-milliseconds {SERVICE} {_DOWN_MILLISECONDS}\n"
-            f"sentinel failover-timeout {SERVICE} 3000\n"
+            f"sentinel failover-timeout {SERVICE} 3000\n" + "".join(f"{option}\n" for option in options)
         )
 
     def _arguments(self) -> list[str]:
@@ -48,12 +57,13 @@ class SentinelGroup:
     """A master, a replica of it, and three sentinels."""
 
     def __init__(self, directory: Path) -> None:
-        self.servers = [RedisServer(directory / name, ports=PORTS) for name in ("one", "two")]
+        ports = _different_ports(5)
+        self.servers = [RedisServer(directory / name, *_SYNC, ports=[next(ports)]) for name in ("one", "two")]
         for name in ("one", "two"):
             (directory / name).mkdir()
         master, replica = self.servers
         replica.options += ("--replicaof", f"127.0.0.1 {master.port}")
-        self.sentinels = [Sentinel(directory, master.port, quorum=2) for _ in range(3)]
+        self.sentinels = [Sentinel(directory, master.port, quorum=2, ports=[port]) for port in ports]
 
     @property
     def url(self) -> str:
@@ -73,6 +83,9 @@ class SentinelGroup:
             for server in (*self.servers, *self.sentinels):
                 server.start()
             for sentinel in self.sentinels:
+                # What they do every few seconds otherwise, to find each other.
+                assert sentinel.ask("SENTINEL DEBUG info-period 200 publish-period 200") == "+OK"
+            for sentinel in self.sentinels:
                 wait_until(partial(sentinel.says, "INFO sentinel", "slaves=1,sentinels=3"))
             wait_until(partial(self.servers[1].says, "INFO replication", "master_link_status:up"))
 
@@ -90,26 +103,31 @@ class ClusterGroup:
     """Masters that share the slots evenly, and then a replica for each of the first ``replicas``."""
 
     def __init__(self, directory: Path, masters: int = 3, replicas: int = 0, *options: str) -> None:
-        self.servers = []
+        self.servers: list[RedisServer] = []
+        self._directory = directory
+        self._options = options
         self._masters = masters
         self._buses: dict[RedisServer, int] = {}
-        for number in range(masters + replicas):
-            (directory / str(number)).mkdir()
-            bus = free_port(PORTS)
-            server = RedisServer(
-                directory / str(number),
-                *("--cluster-enabled", "yes", "--cluster-port", str(bus)),
-                *(
-                    "--cluster-node-timeout",
-                    str(2 * _DOWN_MILLISECONDS),
-                    "--cluster-replica-validity-factor",
-                    "0",
-                ),
-                *options,
-                ports=PORTS,
-            )
-            self._buses[server] = bus
-            self.servers.append(server)
+        self._ports = _different_ports(2 * (masters + replicas + 1))
+        for _ in range(masters + replicas):
+            self._make_server()
+
+    def _make_server(self) -> RedisServer:
+        directory = self._directory / str(len(self.servers))
+        directory.mkdir()
+        bus = next(self._ports)
+        server = RedisServer(
+            directory,
+            *("--cluster-enabled", "yes", "--cluster-port", str(bus)),
+            *("--cluster-node-timeout", str(2 * _DOWN_MILLISECONDS)),
+            *("--cluster-replica-validity-factor", "0"),
+            *_SYNC,
+            *self._options,
+            ports=[next(self._ports)],
+        )
+        self._buses[server] = bus
+        self.servers.append(server)
+        return server
 
     @property
     def url(self) -> str:
@@ -128,7 +146,7 @@ class ClusterGroup:
                     assert server.ask(f"CLUSTER ADDSLOTSRANGE {share * number} {last}") == "+OK"
                 assert server.ask(f"CLUSTER SET-CONFIG-EPOCH {number + 1}") == "+OK"
                 for other in self.servers[:number]:
-                    self.meet(server, other)
+                    self._meet(server, other)
             for server in self.servers:
                 wait_until(partial(self._knows_all, server))
             for number, replica in enumerate(self.servers[self._masters :]):
@@ -137,7 +155,54 @@ class ClusterGroup:
             for server in self.servers:
                 wait_until(partial(server.says, "CLUSTER INFO", "cluster_state:ok"))
 
-    def meet(self, server: RedisServer, other: RedisServer) -> None:
+    def add(self) -> RedisServer:
+        """One more master, which has no slots yet."""
+        new = self._make_server()
+        new.start()
+        for other in self.servers[:-1]:
+            self._meet(new, other)
+        for server in self.servers:
+            wait_until(partial(self._knows_all, server))
+        wait_until(partial(new.says, "CLUSTER INFO", "cluster_state:ok"))
+        return new
+
+    def moving(self, slot: int, source: RedisServer, target: RedisServer) -> tuple[Callable[[], None], ...]:
+        """The steps of moving a slot: say so, move the keys one by one, say that it is done."""
+        ids = [server.ask("CLUSTER MYID") for server in (source, target)]
+
+        def begin() -> None:
+            assert target.ask(f"CLUSTER SETSLOT {slot} IMPORTING {ids[0]}") == "+OK"
+            assert source.ask(f"CLUSTER SETSLOT {slot} MIGRATING {ids[1]}") == "+OK"
+
+        def move_keys() -> None:
+            while key := source.first_key(slot):
+                answer = source.ask(f"MIGRATE 127.0.0.1 {target.port} {key} 0 5000")
+                assert answer in ("+OK", "+NOKEY"), answer
+                time.sleep(0.02)
+
+        def end() -> None:
+            for server in (target, source):
+                assert server.ask(f"CLUSTER SETSLOT {slot} NODE {ids[1]}") == "+OK"
+
+        return begin, move_keys, end
+
+    def is_replicated(self, master: RedisServer) -> bool:
+        """Whether its replica has all that a master wrote."""
+        facts = master.ask("INFO replication")
+        offset = facts.split("master_repl_offset:")[1].split()[0]
+        return f"offset={offset}," in facts
+
+    def agree_on(self, master: RedisServer) -> bool:
+        """Whether the other masters that run know of one that took over."""
+        return all(
+            any(
+                f":{master.port}@" in line and "master" in line
+                for line in server.ask("CLUSTER NODES").splitlines()
+            )
+            for server in self.servers[1 : self._masters]
+        )
+
+    def _meet(self, server: RedisServer, other: RedisServer) -> None:
         """Make two nodes know each other."""
         assert server.ask(f"CLUSTER MEET 127.0.0.1 {other.port} {self._buses[other]}") == "+OK"
 
@@ -178,6 +243,14 @@ class ClusterGroup:
         """``kill -9`` all."""
         for server in self.servers:
             server.kill()
+
+
+def _different_ports(count: int) -> Iterator[int]:
+    """Ports that are free now; chosen before any of them is used."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port(PORTS))
+    return iter(found)
 
 
 AnyRedis = RedisServer | ClusterGroup

@@ -93,6 +93,31 @@ class RedisServer:
         """Whether a text is in the answer to a command."""
         return text in self.ask(command)
 
+    def first_key(self, slot: int) -> str:
+        """A key that a node of a cluster has in a slot, or nothing."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            connection.sendall(f"CLUSTER GETKEYSINSLOT {slot} 1\r\n".encode())
+            with connection.makefile("rb") as lines:
+                if lines.readline() == b"*0\r\n":
+                    return ""
+                lines.readline()
+                return lines.readline().decode().strip()
+
+    def isolate(self) -> None:
+        """Cut it off from replicas and sentinels, for good; clients that are connected go on with it."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            lines = connection.makefile("rb")
+            connection.sendall(b"CONFIG SET requirepass nobody-knows-it\r\n")
+            assert lines.readline() == b"+OK\r\n"
+            connection.sendall(b"CLIENT KILL TYPE replica\r\nCLIENT KILL TYPE pubsub\r\nCLIENT LIST\r\n")
+            lines.readline()
+            lines.readline()
+            clients = lines.read(int(lines.readline()[1:])).decode().splitlines()
+            for client in clients:
+                if " name=sentinel-" in client:
+                    connection.sendall(f"CLIENT KILL ID {client.split()[0][3:]}\r\n".encode())
+            lines.close()
+
     def empty(self) -> None:
         """Drop all data and all functions."""
         assert self.ask("FLUSHALL") == "+OK"

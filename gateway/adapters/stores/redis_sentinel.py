@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import trio
 from coredis.connection import TCPConnection
-from coredis.exceptions import RedisError
 
 from gateway.adapters.stores.redis_link import TROUBLE, RedisLink, ask_once
 from gateway.adapters.stores.redis_location import RedisAddress
@@ -85,8 +84,6 @@ class RedisSentinels:
             self._make(sentinel),
             [(b"SENTINEL GET-MASTER-ADDR-BY-NAME", service), (b"SENTINEL MASTER", service)],
         )
-        if address is None:
-            raise RedisError("it knows no such service")
         host, port = address
         return _Opinion(int(_pairs(facts)[b"config-epoch"]), RedisAddress(host.decode(), int(port)))
 
