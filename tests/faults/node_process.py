@@ -69,7 +69,7 @@ class Node:
             if process.returncode is None:
                 process.kill()
             await process.wait()
-            raise NodeFailed("A gateway did not start; its log says why (--log).")
+            raise NodeFailed(f"A gateway did not start. {' '.join(lines_of(log)[-3:])[-500:]}")
         return cls(process, int(found[1]))
 
     def send(self, number: signal.Signals) -> None:
@@ -79,6 +79,14 @@ class Node:
     def terminate(self) -> None:
         """SIGTERM."""
         self.send(signal.SIGTERM)
+
+    async def tasks(self) -> int:
+        """How many Trio tasks it has; only ``tests.faults.watched_gateway`` tells."""
+        assert self._process.stdout is not None
+        self.send(signal.SIGUSR1)
+        async with asyncio.timeout(START_SECONDS):
+            line = (await self._process.stdout.readline()).decode()
+        return int(line.removeprefix("tasks "))
 
     async def wait_ended(self) -> int:
         """Its exit code. Raises ``NodeFailed`` when it does not end."""
@@ -100,3 +108,8 @@ def allow_descriptors(wanted: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+
+
+def lines_of(log: Path) -> list[str]:
+    """What gateways have logged so far."""
+    return log.read_text("utf-8", "replace").splitlines()

@@ -23,6 +23,8 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _KEY = re.compile(rb"\r\nidempotency-key: *([^\r]+)", re.IGNORECASE)
 _LAST = re.compile(rb"\r\nlast-event-id: *(\d+)", re.IGNORECASE)
 _SESSION = re.compile(rb'"session_id": ?"([^"]+)"')
+SHORT = "be brief"
+"""A message with these words is answered with one token."""
 CATCH_UP = 500
 """Tokens in one chunk, for who comes back late."""
 
@@ -38,6 +40,7 @@ class Answer:
     """The highest token that was ever sent."""
     fresh_posts: int = 0
     """POSTs without ``Last-Event-ID``: more than one would have a client hear it all twice."""
+    is_short: bool = False
     is_over: bool = False
 
 
@@ -106,6 +109,7 @@ class _Connection(asyncio.Protocol):
         assert key is not None
         assert session is not None
         answer = self._runtime.answer(key[1].decode(), session[1].decode(), self._loop.time())
+        answer.is_short |= SHORT.encode() in rest
         answer.posts += 1
         answer.fresh_posts += last is None
         self._answer, self._next = answer, 0 if last is None else int(last[1]) + 1
@@ -119,7 +123,7 @@ class _Connection(asyncio.Protocol):
         due = answer.told if answer.is_over else int((self._loop.time() - answer.began) / runtime.pace)
         chunks: list[bytes] = []
         while self._next <= due and len(chunks) < CATCH_UP:
-            answer.is_over |= runtime.is_stopping and self._next >= answer.told
+            answer.is_over |= (runtime.is_stopping or answer.is_short) and self._next >= answer.told
             chunks.append(_token(self._next, is_final=answer.is_over and self._next >= answer.told))
             answer.told = max(answer.told, self._next)
             self._next += 1

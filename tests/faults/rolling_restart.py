@@ -24,7 +24,7 @@ from pathlib import Path
 
 from attrs import Factory, define, frozen
 
-from tests.faults.node_process import LOAD_SETTINGS, Node, allow_descriptors
+from tests.faults.node_process import LOAD_SETTINGS, Node, allow_descriptors, lines_of
 from tests.faults.paced_runtime import PacedRuntime
 from tests.faults.stream_listener import StreamListener
 from tests.redis_server import RedisServer
@@ -265,7 +265,7 @@ class _Run:
             result.refused += listener.refused
             result.resumed_posts += answer.posts - 1
         result.pauses = sorted(listener.pause for listener in listeners)
-        for line in self._log.read_text("utf-8", "replace").splitlines():
+        for line in lines_of(self._log):
             if options.hangs and any(f'"event": "{event}"' in line for event in OF_A_HANG):
                 result.fenced += "session_lost_its_store" in line
             elif re.search(r'"level": ?"error"', line):

@@ -20,21 +20,31 @@ BACKOFF = 0.5
 """protocol.md section 6: the most that is waited before the first try."""
 BACKOFF_MOST = 5.0
 SILENCE_SECONDS = 3.0
-"""A stream that says nothing for so long hangs somewhere: its client tries the next node."""
 SILENT = 0
 """In place of a close code."""
 RECONNECTABLE = (1001, 1006, 1011, 1012, 1013, 4408, 4413, 4429)
 
 
 class StreamListener:
-    """One session. ``ports`` gives those of the nodes that a client may try now."""
+    """One session. ``ports`` gives those of the nodes that a client may try now.
+
+    A stream that says nothing for ``silence`` seconds hangs somewhere: its client tries the next node.
+    """
 
     def __init__(
-        self, session_id: str, ports: Callable[[], Sequence[int]], *, pace: float, seed: int, first: int
+        self,
+        session_id: str,
+        ports: Callable[[], Sequence[int]],
+        *,
+        pace: float,
+        seed: int,
+        first: int,
+        silence: float = SILENCE_SECONDS,
     ) -> None:
         self.session_id = session_id
         self._ports = ports
         self._pace = pace
+        self._silence = silence
         self._random = random.Random(f"{seed}/{session_id}")
         self._choice = first
         self.epoch: str | None = None
@@ -109,8 +119,8 @@ class StreamListener:
     async def _end(self, socket: JsonSocket) -> int:
         """Its close code, or ``SILENT``: then it is as good as gone, and its node too."""
         loop = asyncio.get_running_loop()
-        while not (await asyncio.wait({socket.closed}, timeout=SILENCE_SECONDS / 4))[0]:
-            if loop.time() - socket.heard_at > SILENCE_SECONDS:
+        while not (await asyncio.wait({socket.closed}, timeout=self._silence / 4))[0]:
+            if loop.time() - socket.heard_at > self._silence:
                 return SILENT
         return socket.closed.result()
 
