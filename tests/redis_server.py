@@ -56,6 +56,12 @@ class RedisServer:
         """What a gateway's ``STORE_URL`` is."""
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def pid(self) -> int:
+        """Of its process; it runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start it, and return when it answers."""
         command = [self._program, *self._arguments(), "--bind", "127.0.0.1"]
