@@ -195,8 +195,8 @@ class SessionSocket:
     def flush_nowait(self) -> None:
         """Send control payloads, then events up to the session's ``visible_seq``, as far as it goes."""
         try:
-            if not self._blocked and not self._control and not self._replaying:
-                self._flush_newest()
+            if not self._blocked and not self._control and not self._replaying and self._flush_newest():
+                return
             while not self._blocked:
                 behind = self.position < self._runner.visible_seq
                 if self.is_v2 and self._window_is_full():
@@ -227,23 +227,26 @@ class SessionSocket:
             # The reader learns it too and ends the socket; until then nothing more is sent.
             self._blocked = True
 
-    def _flush_newest(self) -> None:
-        """The common case: a socket that has all but the newest event gets it at once.
+    def _flush_newest(self) -> bool:
+        """The common case: a socket that has all but the newest event gets it at once. False: look again.
 
-        A short cut through the loop of ``flush_nowait``; it saves 2 µs of the 9 that the engine spends on a
+        A short cut through the loop of ``flush_nowait``; it saves 3 µs of the 10 that the engine spends on a
         token.
         """
         log = self._runner.session.log
         position = self.position
         if position + 1 != self._runner.visible_seq or position + 1 != log.last_seq:
-            return
-        if self.is_v2 and self._window_is_full():
-            return
+            return False
+        # A window that the whole log does not fill is not full: asked first, because it is cheaper.
+        may_be_full = self.is_v2 and log.held_bytes >= self._limits.unacked_bytes
+        if may_be_full and self._window_is_full():
+            return False
         payload = encode_event(log.newest, self._dialect)
         self._batch_after = position
         self.position = position + 1
+        self._lagging = False
         if payload is None:
-            return
+            return True
         wire = self._wire
         wire.frames_sent += 1
         wire.bytes_sent += len(payload)
@@ -252,6 +255,7 @@ class SessionSocket:
             self._need_flusher()
         elif self._runner.timing.seq == self.position:
             self._runner.timing.end()
+        return not may_be_full
 
     def _take_events(self) -> list[bytes]:
         """Encode the next events for this socket and move its position past them."""
