@@ -6,6 +6,7 @@ Their timeouts are short, so that a failover takes a second and not half a minut
 from __future__ import annotations
 
 import signal
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,10 +103,20 @@ class SentinelGroup:
 class ClusterGroup:
     """Masters that share the slots evenly, and then a replica for each of the first ``replicas``."""
 
-    def __init__(self, directory: Path, masters: int = 3, replicas: int = 0, *options: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        masters: int = 3,
+        replicas: int = 0,
+        *options: str,
+        tls: ssl.SSLContext | None = None,
+        program: str | None = None,
+    ) -> None:
         self.servers: list[RedisServer] = []
         self._directory = directory
         self._options = options
+        self._tls = tls
+        self._program = program
         self._masters = masters
         self._buses: dict[RedisServer, int] = {}
         self._ports = _different_ports(2 * (masters + replicas + 1))
@@ -124,6 +135,8 @@ class ClusterGroup:
             *_SYNC,
             *self._options,
             ports=[next(self._ports)],
+            tls=self._tls,
+            program=self._program,
         )
         self._buses[server] = bus
         self.servers.append(server)

@@ -13,7 +13,8 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -84,12 +85,17 @@ class RedisServer:
             return ["--port", "0", "--tls-port", str(self.port), "--save", ""]
         return ["--port", str(self.port), "--save", ""]
 
+    @contextmanager
+    def _connected(self) -> Iterator[socket.socket]:
+        connection: socket.socket = socket.create_connection(("127.0.0.1", self.port), timeout=5)
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_hostname="localhost")
+        with connection:
+            yield connection
+
     def ask(self, command: str) -> str:
         """The answer to an inline command: its first line, or the text that it is."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as plain:
-            connection = (
-                plain if self._tls is None else self._tls.wrap_socket(plain, server_hostname="localhost")
-            )
+        with self._connected() as connection:
             connection.sendall(command.encode() + b"\r\n")
             with connection.makefile("rb") as lines:
                 line = lines.readline().decode().strip()
@@ -101,7 +107,7 @@ class RedisServer:
 
     def first_key(self, slot: int) -> str:
         """A key that a node of a cluster has in a slot, or nothing."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with self._connected() as connection:
             connection.sendall(f"CLUSTER GETKEYSINSLOT {slot} 1\r\n".encode())
             with connection.makefile("rb") as lines:
                 if lines.readline() == b"*0\r\n":
@@ -111,7 +117,7 @@ class RedisServer:
 
     def isolate(self) -> None:
         """Cut it off from replicas and sentinels, for good; clients that are connected go on with it."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with self._connected() as connection:
             lines = connection.makefile("rb")
             connection.sendall(b"CONFIG SET requirepass nobody-knows-it\r\n")
             assert lines.readline() == b"+OK\r\n"

@@ -1,26 +1,25 @@
-"""``redis://…``, ``rediss://…``: sessions that any of several nodes can serve.
+"""``redis://…``, by sentinels or in a cluster too: sessions that any of several nodes can serve.
 
 What survives is what Redis keeps: docs/operations.md says which of its settings gives which guarantee. Data
 that Redis loses is noticed. Each session's head names the attempt that wrote it last; a commit says which one
 it follows, so that nobody goes on from a past that the store does not have, and a commit that is tried again
-because its answer was lost is not applied twice. A count of all commits tells a restored older copy from what
-gateways saw: sessions that nobody held then get a new epoch when they are loaded.
+because its answer was lost is not applied twice. Each server that is connected to is asked whether it has the
+last attempt that was acknowledged of each session that this process holds; a session of which it has less
+begins a new epoch when it is loaded. And a count of all commits tells a restored older copy from what gateways
+saw: then all sessions that nobody held do.
 """
 
 from __future__ import annotations
 
 import itertools
 import secrets
-import ssl
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import NamedTuple
 
 import trio
 from attrs import frozen
 
-from gateway.adapters.stores.redis_cluster import RedisCluster
 from gateway.adapters.stores.redis_commits import (
     LOST,
     NO_ATTEMPT,
@@ -30,15 +29,13 @@ from gateway.adapters.stores.redis_commits import (
     commit_arguments,
     stored_session,
 )
+from gateway.adapters.stores.redis_connect import connect
 from gateway.adapters.stores.redis_connection import IsThere, RedisConnection, running_connection
 from gateway.adapters.stores.redis_indexes import STEP_SESSIONS, SessionIndexes
-from gateway.adapters.stores.redis_keys import GENERATION, keys_of, load_library, subject_key
+from gateway.adapters.stores.redis_keys import GENERATION, keys_of, subject_key
 from gateway.adapters.stores.redis_leases import LEASE_SECONDS, RedisLeases
-from gateway.adapters.stores.redis_link import Answer, Ask, Command, make_connection, raise_errors
-from gateway.adapters.stores.redis_location import RedisAddress, RedisLocation, Topology
-from gateway.adapters.stores.redis_one_master import OneMaster
-from gateway.adapters.stores.redis_preparation import Preparation
-from gateway.adapters.stores.redis_sentinel import RedisSentinels
+from gateway.adapters.stores.redis_link import Answer, Ask, Command, raise_errors
+from gateway.adapters.stores.redis_location import RedisLocation
 from gateway.core.packing import PackedCommit, UnreadablePack, pack_commit, pack_record
 from gateway.core.storage import NOBODY, CommitRefused, SessionCommit, SessionRecord, StoredSession
 from gateway.node_ports import SessionLeases
@@ -334,38 +331,6 @@ class RedisStore(SessionStore):
             ]
             lost += raise_errors(await ask(questions)).count(LOST)
         return lost
-
-
-def connect(
-    location: RedisLocation, *, full_sync: bool, new_token: Callable[[], str], telemetry: Telemetry
-) -> RedisConnection:
-    """What talks to the Redis at ``location``, not yet connected; see ``running_connection``."""
-    tls = ssl.create_default_context() if location.tls else None
-    make = partial(
-        make_connection,
-        database=location.database,
-        username=location.username,
-        password=location.password,
-        tls=tls,
-    )
-    preparation = Preparation(load_library(), location.topology, full_sync)
-    if location.topology is Topology.CLUSTER:
-        return RedisCluster(
-            seeds=location.addresses,
-            make=make,
-            preparation=preparation,
-            new_token=new_token,
-            telemetry=telemetry,
-        )
-    master: RedisSentinels | RedisAddress = location.addresses[0]
-    if location.topology is Topology.SENTINEL:
-        make_sentinel = partial(
-            make_connection, username=location.sentinel_username, password=location.sentinel_password, tls=tls
-        )
-        master = RedisSentinels(location.addresses, location.service, make_sentinel)
-    return OneMaster(
-        master=master, make=make, preparation=preparation, new_token=new_token, telemetry=telemetry
-    )
 
 
 @asynccontextmanager

@@ -46,7 +46,7 @@ class ShardOf(NamedTuple):
 
 
 class RedisConnection(ABC):
-    """See the module. Get one from ``redis.connect``, and keep it up by ``running_connection``."""
+    """See the module. Get one from ``redis_connect``, and keep it up by ``running_connection``."""
 
     shards: tuple[Shard, ...] = (SOLE_SHARD,)
     """The parts that each index over sessions has."""
