@@ -74,8 +74,10 @@ class Measurement(msgspec.Struct, kw_only=True, frozen=True):
     """The last of the clients that never read: from asking until its connection was closed."""
     still_open: int | None = None
     """How many that never read were not closed."""
+    given_up_after_s: float | None = None
+    """The first of them: until it was served no more, by the gateway's own count."""
     kb_per_stalled: float | None = None
-    """Memory of a client that never reads, with its session, when it was the most."""
+    """Memory of a client that never reads, with its session and what that keeps for it, until then."""
     resident_mb: float = 0.0
     """At the end."""
 

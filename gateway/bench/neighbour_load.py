@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.bench.emitter import Plan
+from gateway.bench.gauges import SOCKETS_OPEN, read_gauges
 from gateway.bench.load import ANSWER_SECONDS, cancel, message, until_quiet
 from gateway.bench.process_figures import CannotMeasure, resident_kilobytes
 from gateway.bench.socket_client import BenchError, SocketClient, connect, masked_frame, upgrade_request
@@ -26,6 +27,8 @@ from gateway.bench.socket_client import BenchError, SocketClient, connect, maske
 _RECEIVE_BYTES = 4096
 """Of the kernel, for a client that never reads: what it holds there is no cost of the gateway's."""
 _LOOK_SECONDS = 0.05
+_ASK_SECONDS = 0.2
+"""Between questions for metrics, which cost the gateway some milliseconds: nobody else is measured then."""
 _CANCEL_SECONDS = 0.3
 
 
@@ -54,8 +57,11 @@ class NeighbourMeasurement(msgspec.Struct, kw_only=True, frozen=True):
     closed_after_s: tuple[float, ...] = ()
     """Of those that never read, in order: from asking until the process had closed the connection."""
     still_open: int = 0
+    given_up_after_s: float | None = None
+    """Nobody but clients that never read: until the first was no longer served, by the gateway's own count.
+    From then on its session is one without a socket, whose turn goes on."""
     kb_per_stalled: float | None = None
-    """The most that the process's resident memory had grown by before the first was closed, for each."""
+    """The most that the process's resident memory had grown by until then, for each."""
 
 
 class StalledClient:
@@ -143,7 +149,11 @@ class Neighbourhood:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         started, had = time.monotonic(), self._tokens
-        peak = await self._watch(ended, asking)
+        watching = asyncio.ensure_future(self._watch(ended, asking))
+        peak, given_up_after = before, None
+        if assignment.stalled and not assignment.readers:
+            peak, given_up_after = await self._watch_memory(ended)
+        await watching
         tokens_per_s = (self._tokens - had) / (time.monotonic() - started)
         for one in asking:
             one.cancel()
@@ -153,12 +163,26 @@ class Neighbourhood:
             tokens_per_s=round(tokens_per_s),
             closed_after_s=tuple(round(seconds, 2) for seconds in closed),
             still_open=assignment.stalled - len(closed),
-            kb_per_stalled=round((peak - before) / assignment.stalled, 1) if assignment.stalled else None,
+            given_up_after_s=given_up_after,
+            kb_per_stalled=None if given_up_after is None else round((peak - before) / assignment.stalled, 1),
         )
 
-    async def _watch(self, ended: asyncio.Event, asking: Sequence[asyncio.Future[None]]) -> int:
-        """Look at those that never read, until ``ended``; returns the most memory until one was closed."""
-        peak = 0
+    async def _watch_memory(self, ended: asyncio.Event) -> tuple[int, float | None]:
+        """The most memory until the first client is not served any more, and when that was."""
+        assignment, peak = self._assignment, 0
+        while not ended.is_set():
+            resident = resident_kilobytes(assignment.pid)
+            gauges = await asyncio.to_thread(
+                read_gauges, assignment.host, assignment.port, assignment.headers
+            )
+            if gauges.get(SOCKETS_OPEN, 0) < assignment.stalled:
+                return peak, round(time.monotonic() - self._stalled[0].asked_at, 2)
+            peak = max(peak, resident)
+            await asyncio.sleep(_ASK_SECONDS)
+        return peak, None
+
+    async def _watch(self, ended: asyncio.Event, asking: Sequence[asyncio.Future[None]]) -> None:
+        """Look at all of them until ``ended``. Raises ``BenchError`` when one that reads is cut off."""
         while not ended.is_set():
             held = held_connections() if self._stalled else set()
             for stalled in self._stalled:
@@ -166,10 +190,7 @@ class Neighbourhood:
             for one in asking:
                 if one.done():
                     one.result()
-            if all(stalled.closed_after is None for stalled in self._stalled):
-                peak = max(peak, resident_kilobytes(self._assignment.pid))
             await asyncio.sleep(_LOOK_SECONDS)
-        return peak
 
     @property
     def _tokens(self) -> int:

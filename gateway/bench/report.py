@@ -120,6 +120,7 @@ def _cells(name: str, measured: Measurement) -> dict[str, str]:
         "beside tokens/s": ""
         if measured.neighbour_tokens_per_s is None
         else f"{measured.neighbour_tokens_per_s:,.0f}",
+        "given up after s": number(measured.given_up_after_s),
         "closed after s": number(measured.closed_after_s),
         "not closed": "" if measured.still_open is None else str(measured.still_open),
         "KB/stalled": number(measured.kb_per_stalled),

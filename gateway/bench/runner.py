@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -44,18 +45,33 @@ class Runner:
 
     def run(self, steps: Sequence[Step], subjects: Sequence[Subject], rounds: int) -> list[Outcome]:
         """Every step on every subject that can do it, ``rounds`` times. Raises ``BenchError``."""
+        return self.run_each([(step, subjects) for step in steps], rounds)
+
+    def run_each(self, work: Sequence[tuple[Step, Sequence[Subject]]], rounds: int) -> list[Outcome]:
+        """Every step on those of its subjects that can do it, ``rounds`` times. Raises ``BenchError``."""
         outcomes: list[Outcome] = []
-        # Memory first, in processes of its own; then all others beside each other in processes that last.
-        for step in sorted(steps, key=lambda step: not step.needs_fresh_process):
+        for step, subjects in work:
             mine = [Outcome(step, subject) for subject in subjects if step.peers_can or not subject.is_peer]
+            outcomes += _once_per_process(mine) if step.needs_fresh_process else mine
+        # Memory first, in processes of its own; then all others beside each other in processes that last.
+        for step, _ in work:
             if step.needs_fresh_process:
-                mine = _once_per_process(mine)
-                for number in range(rounds):
-                    for outcome in mine:
-                        with outcome.subject.launch.start() as running:
-                            outcome.rounds.append(self._measure(outcome, running, number, rounds))
-            outcomes += mine
-        lasting = [outcome for outcome in outcomes if not outcome.step.needs_fresh_process]
+                self._run_fresh([outcome for outcome in outcomes if outcome.step == step], rounds)
+        self._run_lasting([outcome for outcome in outcomes if not outcome.step.needs_fresh_process], rounds)
+        return outcomes
+
+    def _run_fresh(self, outcomes: Sequence[Outcome], rounds: int) -> None:
+        rounds = min(rounds, outcomes[0].step.most_rounds)
+        for number in range(rounds):
+
+            def measure(outcome: Outcome, number: int = number) -> None:
+                with outcome.subject.launch.start() as running:
+                    outcome.rounds.append(self._measure(outcome, running, number, rounds))
+
+            with ThreadPoolExecutor(len(outcomes) if outcomes[0].step.only_memory else 1) as pool:
+                list(pool.map(measure, outcomes))
+
+    def _run_lasting(self, lasting: Sequence[Outcome], rounds: int) -> None:
         with ExitStack() as stack:
             processes: dict[Launch, Running] = {}
             for outcome in lasting:
@@ -70,8 +86,6 @@ class Runner:
                     for outcome in mine if number % 2 == 0 else reversed(mine):
                         running = processes[outcome.subject.launch]
                         outcome.rounds.append(self._measure(outcome, running, number, rounds))
-        order = list(steps)
-        return sorted(outcomes, key=lambda outcome: order.index(outcome.step))
 
     def _measure(self, outcome: Outcome, running: Running, number: int, rounds: int) -> Measurement:
         self.say(f"{outcome.step.title} · {outcome.subject.name} · {number + 1}/{rounds}")
@@ -99,8 +113,8 @@ class Runner:
             neighbour_tokens_per_s=beside.tokens_per_s if step.neighbours.readers else None,
             closed_after_s=max(beside.closed_after_s, default=None),
             still_open=beside.still_open if step.neighbours.stalled else None,
-            # Beside others it is not known whose memory grew.
-            kb_per_stalled=beside.kb_per_stalled if step.kind == "neighbours" else None,
+            given_up_after_s=beside.given_up_after_s,
+            kb_per_stalled=beside.kb_per_stalled,
         )
 
     def load(self, step: Step, subject: Subject, running: Running) -> Measurement:

@@ -11,7 +11,7 @@ from gateway.bench.emitter import Plan
 RAMP_SESSIONS = (10, 30, 100, 300, 1000)
 RAMP_TOKENS_PER_SECOND = 5_000
 """Of all sessions together, at every step: so that nothing but the number of sessions grows."""
-RAMP_SECONDS = 6
+RAMP_SECONDS = 4
 
 
 @frozen(kw_only=True)
@@ -47,6 +47,10 @@ class Step:
     steady: bool = False
     """Whether CPU is measured between the beginnings and the ends of the answers."""
     neighbours: Neighbours | None = None
+    only_memory: bool = False
+    """Idle: nothing but memory is asked for, so that others may be measured at the same time."""
+    most_rounds: int = 1000
+    """In fresh processes: more are not run, for figures that hardly differ from round to round."""
     peers_can: bool = True
     """Whether a relay that knows no sessions can be asked for it."""
 

@@ -20,6 +20,8 @@ from gateway.bench.trends import Trend, trend_of
 SAMPLE_SECONDS = 10.0
 _WARM_UP_SHARE = 0.25
 _WINDOW_SHARE = 1 / 6
+_LEAST_WINDOW = 10.0
+"""However short the soak is: its clients are away for some seconds, and must find their sessions."""
 _RETENTION = 600.0
 """The default of ``REPLAY_RETENTION``."""
 _DETACH_GRACE = 120.0
@@ -56,12 +58,11 @@ class Soak:
         What is kept for a time has to be let go within the warm-up. In a soak of 60 minutes events are kept
         for 10 minutes as by default, and as long ids of messages, which a durable store remembers for a day.
         """
-        window = min(_RETENTION, self.minutes * 60 * _WINDOW_SHARE)
+        window = max(_LEAST_WINDOW, min(_RETENTION, self.minutes * 60 * _WINDOW_SHARE))
         return {
             "REPLAY_RETENTION": f"{window:g}",
             "DEDUPE_WINDOW": f"{window:g}",
             "DETACH_GRACE": f"{min(_DETACH_GRACE, window):g}",
-            "METRICS_PUBLIC": "true",
         }
 
 

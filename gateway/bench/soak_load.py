@@ -11,17 +11,14 @@ import asyncio
 import random
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import msgspec
 
+from gateway.bench.gauges import HELD_BYTES, SESSIONS_LIVE, SOCKETS_OPEN, read_gauges
 from gateway.bench.percentiles import percentiles_ms
 from gateway.bench.process_figures import CannotMeasure, cpu_seconds, open_descriptors, resident_kilobytes
 from gateway.bench.visitors import Tally, Visitor
-
-_GAUGES = ("gateway_sessions_live", "gateway_sockets_open", "gateway_replay_held_bytes")
 
 
 class SoakAssignment(msgspec.Struct, kw_only=True, frozen=True):
@@ -103,15 +100,15 @@ async def soak(assignment: SoakAssignment) -> None:
 async def _sample(
     assignment: SoakAssignment, tally: Tally, latencies: list[int], started: float, cpu: float
 ) -> Sample:
-    gauges = await asyncio.to_thread(_read_gauges, assignment)
-    held = gauges.get("gateway_replay_held_bytes")
+    gauges = await asyncio.to_thread(read_gauges, assignment.host, assignment.port, assignment.headers)
+    held = gauges.get(HELD_BYTES)
     return Sample(
         at_s=round(time.monotonic() - started, 1),
         resident_mb=round(resident_kilobytes(assignment.pid) / 1024, 2),
         descriptors=open_descriptors(assignment.pid),
         store_mb=_store_megabytes(assignment.store_file),
-        sessions_live=gauges.get("gateway_sessions_live"),
-        sockets_open=gauges.get("gateway_sockets_open"),
+        sessions_live=gauges.get(SESSIONS_LIVE),
+        sockets_open=gauges.get(SOCKETS_OPEN),
         held_mb=None if held is None else round(held / 2**20, 2),
         cpu_s=round(cpu_seconds(assignment.pid) - cpu, 2),
         tokens=tally.tokens,
@@ -129,30 +126,6 @@ def _store_megabytes(store_file: str) -> float | None:
         return None
     parts = [Path(store_file + suffix) for suffix in ("", "-wal")]
     return round(sum(part.stat().st_size for part in parts if part.exists()) / 2**20, 2)
-
-
-def _read_gauges(assignment: SoakAssignment) -> dict[str, float]:
-    """What /metrics says, summed over labels; nothing where it may not be read."""
-    request = urllib.request.Request(f"http://{assignment.host}:{assignment.port}/metrics")
-    for header in assignment.headers:
-        name, _, value = header.partition(":")
-        request.add_header(name.strip(), value.strip())
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            text = answer.read().decode("utf-8", "replace")
-    except (OSError, urllib.error.URLError):
-        return {}
-    return parse_gauges(text)
-
-
-def parse_gauges(text: str) -> dict[str, float]:
-    """The gauges that a sample has, from Prometheus's text, each the sum over its labels."""
-    found: dict[str, float] = {}
-    for line in text.splitlines():
-        name = line.partition(" ")[0].partition("{")[0]
-        if name in _GAUGES:
-            found[name] = found.get(name, 0.0) + float(line.rpartition(" ")[2])
-    return found
 
 
 def main() -> int:

@@ -9,11 +9,41 @@ import msgspec
 
 from gateway.bench.report import aligned, machine
 from gateway.bench.soak import Soak, SoakOutcome
+from gateway.bench.socket_client import BenchError
 
 _WIDTH, _HEIGHT = 900, 220
 _LEFT, _TOP, _BOTTOM = 60, 44, 30
 _COLORS = ("#2563a8", "#c2571a", "#2e7d4f", "#7a4ea3")
 _TEXT, _LINE, _WARM_UP = "#1c2733", "#d5dbe1", "#f2f4f7"
+
+
+class TrendRead(msgspec.Struct, frozen=True):
+    """A trend in a soak's JSON."""
+
+    mean: float
+    slope_per_hour: float
+
+
+class SubjectRead(msgspec.Struct, frozen=True):
+    """A subject in a soak's JSON."""
+
+    subject: str
+    trends: dict[str, TrendRead]
+
+
+class SoakRead(msgspec.Struct, frozen=True):
+    """What others want to know of a soak's JSON."""
+
+    minutes: float
+    outcomes: list[SubjectRead]
+
+
+def read_soak(data: bytes) -> SoakRead:
+    """A soak from what ``soak_json`` wrote. Raises ``BenchError``."""
+    try:
+        return msgspec.json.decode(data, type=SoakRead)
+    except msgspec.DecodeError as error:
+        raise BenchError(f"that is not what `gateway bench soak --json` writes: {error}") from None
 
 
 def soak_table(soak: Soak, outcomes: Sequence[SoakOutcome]) -> str:

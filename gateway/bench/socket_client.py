@@ -255,8 +255,12 @@ async def connect(
     _, client = await asyncio.get_running_loop().create_connection(
         lambda: SocketClient(dialect, latencies), host, port
     )
-    async with asyncio.timeout(within):
-        await client.open(request)
+    try:
+        async with asyncio.timeout(within):
+            await client.open(request)
+    except BaseException:
+        client.cut()
+        raise
     return client
 
 

@@ -16,7 +16,7 @@ from gateway.bench.report import as_json, table
 from gateway.bench.runner import Outcome, Runner
 from gateway.bench.scenarios import BY_DEFAULT, SCENARIOS, Step
 from gateway.bench.soak import Soak, run_soak
-from gateway.bench.soak_report import soak_json, soak_svg, soak_table
+from gateway.bench.soak_report import read_soak, soak_json, soak_svg, soak_table
 from gateway.bench.socket_client import DIALECTS, BenchError
 from gateway.bench.subjects import (
     SOCKET_PATH,
@@ -87,6 +87,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--minutes", metavar="N", type=float, default=Soak().minutes, help="soak: how long (%(default)g)"
     )
+    parser.add_argument("--soak", type=Path, metavar="FILE", help="targets: the JSON of a soak, for its row")
     running = parser.add_argument_group("what runs already")
     running.add_argument("--url", help="a gateway, instead of starting one")
     running.add_argument("--pid", type=int, help="its process")
@@ -134,6 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandFailed("--url and --pid go together: CPU and memory are the process's.", ExitCode.USAGE)
     try:
         check_platform()
+        soaked = read_soak(arguments.soak.read_bytes()) if arguments.soak else None
         with running_emitter() as agent_url:
             if SOAK in alone:
                 shown, data, chart = _soaked(arguments, agent_url)
@@ -141,9 +143,9 @@ def run(arguments: argparse.Namespace) -> int:
                 outcomes = (
                     _targets(arguments, agent_url) if TARGETS in alone else _scenarios(arguments, agent_url)
                 )
-                shown = markdown(rows_of(outcomes)) if TARGETS in alone else table(outcomes)
+                shown = markdown(rows_of(outcomes, soaked)) if TARGETS in alone else table(outcomes)
                 data, chart = as_json(outcomes), svg(panels_of(outcomes))
-    except (BenchError, CannotMeasure) as error:
+    except (BenchError, CannotMeasure, OSError) as error:
         raise CommandFailed(str(error)) from None
     if arguments.json is not None:
         arguments.json.write_bytes(data)
@@ -206,7 +208,7 @@ def _launches(arguments: argparse.Namespace, agent_url: str, settings: Mapping[s
 
 def _adjusted(step: Step, arguments: argparse.Namespace) -> Step:
     changes: dict[str, Any] = {}
-    if arguments.sessions and step.scenario != "ramp":
+    if arguments.sessions and step.sessions and step.scenario != "ramp":
         changes["sessions"] = arguments.sessions
     if arguments.tokens and step.tokens and step.scenario != "ramp":
         changes["tokens"] = arguments.tokens

@@ -60,9 +60,44 @@ def test_scenarios_run_in_every_dialect(dialect: str, scenarios: list[str], tmp_
     assert (tmp_path / "figures.svg").read_text().startswith("<svg")
 
 
+def test_what_neighbours_do_is_measured(tmp_path: Path) -> None:
+    """A burst beside three others: with it and without."""
+    options = ["--store", "memory://", "--rounds", "1", "--sessions", "3", "--tokens", "100"]
+    options += ["--dialect", "v2-msgpack"]
+    done = bench("fairness", *options, "--json", "figures.json", "--plot", "figures.svg", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "beside 1 session unpaced: token p50" in done.stdout
+    alone, beside = msgspec.json.decode((tmp_path / "figures.json").read_bytes())["outcomes"]
+    assert alone["median"]["neighbour_tokens_per_s"] is None
+    assert beside["median"]["neighbour_tokens_per_s"] > 1000
+    assert beside["median"]["token_ms"]["p99"] > 0
+
+
+def test_a_soak_ends_with_its_trends(tmp_path: Path) -> None:
+    """Both stores beside each other, sessions that come and go in every dialect, and no failure."""
+    options = ["--minutes", "0.15", "--sessions", "6", "--pace", "0.005"]
+    done = bench("soak", *options, "--json", "soak.json", "--plot", "soak.svg", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "soak: gateway memory://, 6 sessions at a time" in done.stdout
+    read = msgspec.json.decode((tmp_path / "soak.json").read_bytes())
+    memory, sqlite = read["outcomes"]
+    for outcome in (memory, sqlite):
+        last = outcome["samples"][-1]
+        assert last["failures"] == 0, last["reasons"]
+        assert last["turns"] > 5
+        assert last["reconnects"] > 0
+        assert last["sessions_live"] > 0
+        assert outcome["trends"]["resident_mb"]["mean"] > 10
+    assert memory["samples"][-1]["store_mb"] is None
+    assert sqlite["samples"][-1]["store_mb"] > 0
+    assert (tmp_path / "soak.svg").read_text().startswith("<svg")
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (["soak", "paced"], "stands alone"),
+        (["targets", "--soak", "missing.json"], "missing.json"),
         (["paced", "--url", "http://127.0.0.1:1"], "--url and --pid go together"),
         (["targets", "paced"], "stands alone"),
         (["paced", "--peer", "node"], "needs its --peer-script"),

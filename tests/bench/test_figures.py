@@ -11,13 +11,26 @@ import pytest
 
 from gateway.bench.emitter import Plan, parse_plan, token_chunk
 from gateway.bench.load import Measurement, message
-from gateway.bench.percentiles import median, percentiles_ms
+from gateway.bench.percentiles import median, median_p99_ms, percentiles_ms
 from gateway.bench.plot import panels_of, svg
 from gateway.bench.process_figures import CannotMeasure, cpu_seconds, resident_kilobytes
 from gateway.bench.report import as_json, table
-from gateway.bench.runner import Outcome, median_of
-from gateway.bench.scenarios import BURST, IDLE, PACED, RESUME, SCENARIOS, Step, ramp_step
-from gateway.bench.subjects import Launch, Subject, running_launch
+from gateway.bench.runner import Outcome, Runner, median_of
+from gateway.bench.scenarios import (
+    BURST,
+    FAIRNESS,
+    IDLE,
+    PACED,
+    RAMP_SECONDS,
+    RESUME,
+    SCENARIOS,
+    STALLED,
+    STALLED_ALONE,
+    Step,
+    ramp_step,
+)
+from gateway.bench.soak_report import SoakRead, SubjectRead, TrendRead
+from gateway.bench.subjects import Launch, Running, Subject, running_launch
 from gateway.bench.targets import FEW_IDLE, MANY_IDLE, MEMORY_V1, RAMP, SQLITE_V1, markdown, rows_of
 
 LAUNCH = running_launch("x", "http://127.0.0.1:1", 1)
@@ -59,7 +72,7 @@ def test_the_median_is_not_moved_by_one_bad_round() -> None:
 
 def test_a_plan_survives_any_envelope() -> None:
     """The gateway and peers pass the content on; a message of somebody's own gets a few tokens too."""
-    plan = Plan(250, 0.02, 0.5)
+    plan = Plan(250, 0.02, 0.5, 4096)
     for dialect in ("v1", "v2-json"):
         assert parse_plan(b'{"session_id":"s","message":' + message(dialect, plan, "id") + b"}") == plan
     assert parse_plan(b"{}") == Plan(3)
@@ -83,7 +96,7 @@ def test_the_ramp_changes_nothing_but_the_number_of_sessions() -> None:
     """The same tokens a second at every step, for as long."""
     for step in SCENARIOS["ramp"]:
         assert step.sessions / step.pace == pytest.approx(5_000)
-        assert step.tokens * step.pace == pytest.approx(6, rel=0.02)
+        assert step.tokens * step.pace == pytest.approx(RAMP_SECONDS, rel=0.02)
 
 
 def test_cpu_time_and_memory_of_a_process_are_read_from_outside() -> None:
@@ -157,7 +170,7 @@ def test_rows_are_judged_by_the_peer_of_the_same_run() -> None:
         outcome(RESUME, MEMORY_V1, resume_ms=latency(8, 51)),
         *(
             outcome(step, MEMORY_V1, cpu_us_per_token=cpu)
-            for step, cpu in zip(RAMP, (30.0, 31.0, 36.0), strict=True)
+            for step, cpu in zip(RAMP, (30.0, 36.0), strict=True)
         ),
     ]
     rows = rows_of(outcomes)
@@ -171,12 +184,79 @@ def test_rows_are_judged_by_the_peer_of_the_same_run() -> None:
         (),
         (MEMORY_V1,),
         (),
-        (),
         (MEMORY_V1,),
+        (),
     ]
     text = markdown(rows)
+    assert text.splitlines()[-1].endswith("| not measured |")
     assert text.splitlines()[0] == "| what | target | memory v1 | SQLite v1 | Node | met |"
     assert "| 41.0 | 49.0 | 40.0 | no: memory v1 |" in text
+
+
+def test_without_a_peer_its_rows_are_not_judged() -> None:
+    """They would be met by whatever comes."""
+    rows = rows_of([outcome(PACED, MEMORY_V1, cpu_us_per_token=41.0)])
+    assert rows[0].met == "not measured"
+
+
+def test_a_soak_of_another_run_gives_its_row() -> None:
+    """The table takes minutes, a soak an hour."""
+    trends = {"resident_mb": TrendRead(mean=100.0, slope_per_hour=6.0)}
+    flat = {"resident_mb": TrendRead(mean=100.0, slope_per_hour=-6.0)}
+    soaked = SoakRead(60.0, [SubjectRead("gateway memory://", flat), SubjectRead("gateway sqlite", trends)])
+    row = rows_of([], soaked)[-1]
+    assert row.cells == {MEMORY_V1: "-6.0", SQLITE_V1: "6.0"}
+    assert row.missed_by == (SQLITE_V1,)
+
+
+def test_steps_of_a_scenario_take_turns_and_none_is_always_first() -> None:
+    """What the machine does meanwhile would else meet one of them only."""
+    done: list[Step] = []
+
+    class Counting(Runner):
+        def load(self, step: Step, subject: Subject, running: Running) -> Measurement:
+            done.append(step)
+            return Measurement(sessions=1, wall_s=1.0)
+
+    steps = SCENARIOS["ramp"][:2]
+    Counting(lambda _text: None).run(steps, [Subject("x", LAUNCH)], 3)
+    assert done[0].scenario == "warm-up"
+    assert done[1:] == [*steps, *reversed(steps), *steps]
+
+
+def test_neighbours_are_seen_in_the_figures_of_the_others() -> None:
+    """Round by round against the same round without them, in percentiles and in those of a second."""
+    alone = [Measurement(sessions=50, wall_s=1, token_ms=latency(1, 4), second_p99_ms=2.0)] * 3
+    beside = [
+        Measurement(sessions=50, wall_s=1, token_ms=latency(2, p99), second_p99_ms=3.0) for p99 in (4, 8, 40)
+    ]
+    ours = Subject("ours", LAUNCH)
+    outcomes = [Outcome(FAIRNESS[0], ours, alone), Outcome(FAIRNESS[1], ours, beside)]
+    shown = table(outcomes)
+    assert "beside 1 session unpaced" in shown
+    assert "token p50 2.00 (2.00 to 2.00), p99 2.00 (1.00 to 10.00), p99 of a second 1.50" in shown
+    read = msgspec.json.decode(as_json(outcomes))
+    assert [one["neighbours"] for one in read["outcomes"]] == [None, "1 session unpaced"]
+
+
+def test_clients_that_never_read_differ_in_nothing_but_that() -> None:
+    """The same sessions at the same pace in every step."""
+    for step in STALLED:
+        assert step.neighbours is not None
+        assert step.neighbours.readers + step.neighbours.stalled == 10
+        assert (step.sessions, step.tokens, step.pace) == (STALLED[0].sessions, STALLED[0].tokens, 0.02)
+    assert "none of which never read" in STALLED[0].title
+    assert "1 of which never read" in STALLED[1].title
+    shown = table([outcome(STALLED_ALONE, "ours", closed_after_s=15.2, still_open=0, kb_per_stalled=900.0)])
+    assert "closed after s" in shown
+    assert "900.0" in shown
+
+
+def test_a_spike_does_not_move_the_p99_of_a_second() -> None:
+    """Only spans with enough tokens count."""
+    calm = [*range(1_000_000, 101_000_000, 1_000_000)]
+    assert median_p99_ms([*calm, *calm, *(one * 50 for one in calm)], [0, 100, 200, 300]) == 100.0
+    assert median_p99_ms(calm, [0, 50]) is None
 
 
 def test_the_ramp_of_the_table_is_the_ramp_of_the_scenario() -> None:
