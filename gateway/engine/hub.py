@@ -31,7 +31,7 @@ from gateway.engine.group_commit import GroupCommit
 from gateway.engine.housekeeping import keep_house
 from gateway.engine.identity_watch import IdentityWatch
 from gateway.engine.message_rate import MessageRate
-from gateway.engine.multiplexed import MultiplexedReader
+from gateway.engine.multiplexed import Joined, MultiplexedReader
 from gateway.engine.relays import Relays
 from gateway.engine.remote_connection import RemoteConnection
 from gateway.engine.session_ownership import OwnedElsewhere, SessionOwnership
@@ -273,16 +273,16 @@ class Hub:
         finally:
             self.sockets.remove(shared, admission)
 
-    async def _join_lane(
-        self, identity: IdentityWatch, lane: SessionLane, admission: Admission
-    ) -> tuple[SessionSocket, ClientReader]:
+    async def _join_lane(self, identity: IdentityWatch, lane: SessionLane, admission: Admission) -> Joined:
         assert admission.session_id is not None
         await self._admissions.check_owner(admission.session_id, identity.identity)
         try:
             socket, runner = await self._join(lane, admission, admission.session_id, Dialect.V2_JSON)
-        except OwnedElsewhere:
-            raise Overloaded("Another node has this session; open a socket of its own for it.") from None
-        return socket, self._reader(lane, socket, runner, admission, identity)
+        except OwnedElsewhere as elsewhere:
+            assert self._relays is not None, "without leases every session is here"
+            relayed = self._relays.open_lane(lane, admission, identity, elsewhere.node)
+            return Joined(relayed, relayed)
+        return Joined(socket, self._reader(lane, socket, runner, admission, identity))
 
     async def _join(
         self, connection: ClientConnection, admission: Admission, session_id: str, dialect: Dialect
@@ -292,8 +292,8 @@ class Hub:
             # It was admitted before, and loaded while the others were told to go.
             raise Draining("This node is restarting. Reconnect.", retry_after=1)
         if not isinstance(connection, SessionLane):
-            # Many can be admitted before the first of them is counted.
-            self._check_room()
+            self._check_room()  # Many can be admitted before the first of them is counted.
+        if not isinstance(connection, SessionLane | RemoteConnection):  # which is its holder's to count
             self._check_room_of(admission.identity)
         socket = SessionSocket(connection, runner, dialect, self._limits)
         outcome = socket.join(admission.resume, had_session=had_session)

@@ -29,6 +29,7 @@ from gateway.core.websocket_protocol import CloseCode
 from gateway.engine.client_reader import ClientReader, decode_messages
 from gateway.engine.identity_watch import IdentityWatch
 from gateway.engine.message_rate import MessageRate
+from gateway.engine.relayed_lane import RelayedLane
 from gateway.engine.session_socket import SessionSocket
 from gateway.engine.shared_socket import SessionLane, SharedSocket
 from gateway.ports import Admission, ClientConnection, ConnectionClosed, ResumePoint, Telemetry
@@ -36,15 +37,23 @@ from gateway.ports import Admission, ClientConnection, ConnectionClosed, ResumeP
 MAX_ATTACHED = 256
 """Sessions on one socket: more windows than any IDE opens, and a bound on what one socket can hold."""
 
-JoinSession = Callable[[SessionLane, Admission], Awaitable[tuple[SessionSocket, ClientReader]]]
+
+@frozen
+class Joined:
+    """A session that a lane has joined; of another node, it is both in one."""
+
+    socket: SessionSocket | RelayedLane
+    reader: ClientReader | RelayedLane
+
+
+JoinSession = Callable[[SessionLane, Admission], Awaitable[Joined]]
 """Finds or loads the session, checks that it is the caller's, and joins it; raises ``GatewayError``."""
 
 
 @frozen
 class _Attached:
     lane: SessionLane
-    socket: SessionSocket
-    reader: ClientReader
+    joined: Joined
 
 
 class MultiplexedReader:
@@ -129,7 +138,7 @@ class MultiplexedReader:
         attached = self._attached.get(session_id)
         if attached is None:
             raise InvalidMessage("This session is not attached to this socket; send attach first.")
-        await attached.reader.handle(fields, raw)
+        await attached.joined.reader.handle(fields, raw)
 
     async def _attach(self, message: Attach, nursery: trio.Nursery) -> None:
         session_id = message.session_id
@@ -147,20 +156,20 @@ class MultiplexedReader:
         )
         lane = self._shared.open_lane(session_id)
         try:
-            socket, reader = await self._join(lane, admission)
+            joined = await self._join(lane, admission)
         except BaseException:
             self._shared.close_lane(lane)
             raise
-        self._attached[session_id] = _Attached(lane, socket, reader)
-        socket.begin(partial(nursery.start_soon, self._flush_lane, session_id, socket))
+        self._attached[session_id] = _Attached(lane, joined)
+        joined.socket.begin(partial(nursery.start_soon, self._flush_lane, session_id, joined))
 
-    async def _flush_lane(self, session_id: str, socket: SessionSocket) -> None:
+    async def _flush_lane(self, session_id: str, joined: Joined) -> None:
         try:
-            ending = await socket.flush()
+            ending = await joined.socket.flush()
         except ConnectionClosed:
             return
         attached = self._attached.get(session_id)
-        if ending is not None and attached is not None and attached.socket is socket:
+        if ending is not None and attached is not None and attached.joined is joined:
             self._detach(session_id, *ending)
 
     def _detach(self, session_id: str, code: int, reason: str) -> None:
@@ -171,8 +180,8 @@ class MultiplexedReader:
 
     def _leave(self, session_id: str) -> None:
         attached = self._attached.pop(session_id)
-        attached.socket.finish()
-        attached.socket.leave()
+        attached.joined.socket.finish()
+        attached.joined.socket.leave()
         self._shared.close_lane(attached.lane)
 
     def _refuse(self, error: GatewayError, fields: dict[str, object]) -> None:

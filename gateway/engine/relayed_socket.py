@@ -9,6 +9,7 @@ connection nursery
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -17,6 +18,7 @@ from gateway.core.flow import Flow
 from gateway.core.letters import Gone, Letter, Said, Took
 from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import CloseCode, Dialect
+from gateway.engine.flusher import Ending, Flusher, wait_sent_in_time
 from gateway.engine.heartbeat import heartbeat
 from gateway.ports import ClientConnection, ConnectionClosed, Telemetry
 
@@ -47,7 +49,7 @@ class RelayedSocket:
         """Payloads given to the connection and not taken by the kernel yet."""
         self._is_greeted = False
         self._is_blocked = False
-        self._blocked = trio.Event()
+        self._flusher = Flusher(lambda: self._is_blocked, self._wait_taken)
         self._ending: tuple[int, str] | None = None
         self._over = trio.CancelScope()
         self.dialect = dialect
@@ -86,7 +88,7 @@ class RelayedSocket:
             except ConnectionClosed:
                 self._is_blocked = True
             if self._is_blocked:
-                self._blocked.set()
+                self._flusher.need()
 
     def _flush(self) -> None:
         payloads, self._waiting = self._waiting, []
@@ -102,7 +104,7 @@ class RelayedSocket:
         except ConnectionClosed:
             pass  # The reader learns it too, and says how it ended.
         self._is_blocked = True
-        self._blocked.set()
+        self._flusher.need()
 
     def _took(self) -> None:
         self._taken += self._in_hand
@@ -118,13 +120,15 @@ class RelayedSocket:
             if self._ending is not None:
                 return self._ending
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._unblock)
+                self._flusher.begin(partial(nursery.start_soon, self._run_flusher))
                 if self._connection.sends_pings:
                     nursery.start_soon(heartbeat, self._connection, self, self._limits, self._telemetry)
                 try:
                     await self._read()
                 except ConnectionClosed as ending:
                     closed = (ending.code, ending.reason)
+                finally:
+                    self._flusher.finish()
                 nursery.cancel_scope.cancel()
         # What the kernel has of the last batch matters to a v1 client that comes back.
         if self._in_hand:
@@ -139,21 +143,18 @@ class RelayedSocket:
             self._flow.note_received(frame)
             self._post(Said(self._relay, frame))
 
-    async def _unblock(self) -> None:
+    async def _run_flusher(self) -> None:
         try:
-            while True:
-                await self._blocked.wait()
-                unsent = self._connection.unsent
-                with trio.move_on_after(self._limits.send_timeout) as patience:
-                    await self._connection.wait_sent()
-                if patience.cancelled_caught:
-                    if self._connection.unsent < unsent:
-                        continue
-                    self.end(CloseCode.TOO_SLOW, "too slow: nothing was taken in time; resume when ready")
-                    return
-                self._blocked = trio.Event()
-                self._is_blocked = False
-                self._took()
-                self._flush()
+            ending = await self._flusher.run()
         except ConnectionClosed:
             return  # The reader learns it too, and says how it ended.
+        if ending is not None:
+            self.end(*ending)
+
+    async def _wait_taken(self) -> Ending | None:
+        ending = await wait_sent_in_time(self._connection, self._limits.send_timeout)
+        if ending is None:
+            self._is_blocked = False
+            self._took()
+            self._flush()
+        return ending

@@ -12,13 +12,18 @@ from contextlib import contextmanager
 from functools import partial
 
 import trio
+from attrs import evolve
 
 from gateway.core.flow import Flow
+from gateway.core.identity import SCOPE_WRITE
 from gateway.core.letters import Ended, Gone, Letter, Opened, Said, Sent, Took
 from gateway.core.limits import Limits
-from gateway.core.websocket_protocol import CloseCode
+from gateway.core.websocket_protocol import CloseCode, Dialect
+from gateway.engine.identity_watch import IdentityWatch
+from gateway.engine.relayed_lane import RelayedLane
 from gateway.engine.relayed_socket import RelayedSocket
 from gateway.engine.remote_connection import RemoteConnection
+from gateway.engine.shared_socket import SessionLane
 from gateway.node_ports import NodeMail
 from gateway.ports import Admission, ClientConnection, ResumePoint, Telemetry
 
@@ -43,8 +48,8 @@ class Relays:
         self._limits = limits
         self._telemetry = telemetry
         self._numbers = itertools.count(1)
-        self._held: dict[int, tuple[str, RelayedSocket]] = {}
-        """Sockets of this node, by relay, with the node that serves each."""
+        self._held: dict[int, tuple[str, RelayedSocket | RelayedLane]] = {}
+        """Sockets of this node and sessions on them, by relay, with the node that serves each."""
         self._served: dict[tuple[str, int], RemoteConnection] = {}
         """Sockets of other nodes, by holder and relay."""
         self._nursery: trio.Nursery | None = None
@@ -60,7 +65,6 @@ class Relays:
     @contextmanager
     def open(self, connection: ClientConnection, admission: Admission, node: str) -> Iterator[RelayedSocket]:
         """Have ``node`` serve a socket of this node for as long as the block lasts; run it inside."""
-        assert admission.session_id is not None
         relay = next(self._numbers)
         post = partial(self._mail.post, node)
         socket = RelayedSocket(
@@ -73,24 +77,28 @@ class Relays:
             telemetry=self._telemetry,
         )
         self._held[relay] = (node, socket)
-        resume = admission.resume
-        post(
-            Opened(
-                relay,
-                admission.session_id,
-                admission.identity,
-                admission.dialect,
-                resume.epoch if resume is not None else None,
-                resume.last_seq if resume is not None else 0,
-                admission.client_address,
-                admission.request_id,
-                admission.trace,
-            )
-        )
+        post(_opened(relay, admission))
         try:
             yield socket
         finally:
             del self._held[relay]
+
+    def open_lane(
+        self, lane: SessionLane, admission: Admission, identity: IdentityWatch, node: str
+    ) -> RelayedLane:
+        """Have ``node`` serve a session on a multiplexed socket of this node, until it is left."""
+        relay = next(self._numbers)
+        post = partial(self._mail.post, node)
+        relayed = RelayedLane(relay, lane, identity, post, partial(self._forget, relay))
+        self._held[relay] = (node, relayed)
+        # The socket's expiry and scopes, which its client may renew, are watched here for all its sessions.
+        current = identity.identity
+        trusted = evolve(current, expires_at=None, scopes=current.scopes | {SCOPE_WRITE})
+        post(_opened(relay, evolve(admission, identity=trusted, dialect=Dialect.V2_JSON)))
+        return relayed
+
+    def _forget(self, relay: int) -> None:
+        self._held.pop(relay, None)
 
     def _lost(self, node: str) -> None:
         for server, socket in list(self._held.values()):
@@ -151,3 +159,19 @@ class Relays:
             await self._serve(connection, admission)
         finally:
             del self._served[holder, relay]
+
+
+def _opened(relay: int, admission: Admission) -> Opened:
+    assert admission.session_id is not None
+    resume = admission.resume
+    return Opened(
+        relay,
+        admission.session_id,
+        admission.identity,
+        admission.dialect,
+        resume.epoch if resume is not None else None,
+        resume.last_seq if resume is not None else 0,
+        admission.client_address,
+        admission.request_id,
+        admission.trace,
+    )

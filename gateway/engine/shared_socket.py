@@ -18,6 +18,7 @@ from gateway.core.delivery import BATCH_BYTES, encode_control, encode_v2
 from gateway.core.flow import Flow
 from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import CloseCode, Dialect
+from gateway.engine.flusher import Ending, Flusher, wait_sent_in_time
 from gateway.ports import ClientConnection, ConnectionClosed
 
 TURN_BYTES = 16 << 10
@@ -46,10 +47,7 @@ class SharedSocket:
         self._lanes: deque[SessionLane] = deque()
         """In the order of their turns."""
         self._blocked = False
-        self._closing: tuple[int, str] | None = None
-        self._start_flusher: Callable[[], None] | None = None
-        self._is_flushing = False
-        self._waiting: trio.CancelScope
+        self._flusher = Flusher(lambda: self._blocked, self._wait_taken)
         self.alive_at = trio.current_time()
         """When its peer was last known to be there."""
         self.rtt: float | None = None
@@ -113,7 +111,7 @@ class SharedSocket:
             self._flow.bytes_sent += sum(map(len, payloads))
             if not self._connection.send_nowait(payloads):
                 self._blocked = True
-                self._need_flusher()
+                self._flusher.need()
 
     def _take_turns(self) -> list[bytes]:
         """The next texts to send: all control, then one turn of each session that has something."""
@@ -138,49 +136,29 @@ class SharedSocket:
 
     def begin(self, start_flusher: Callable[[], None]) -> None:
         """From now on ``start_flusher`` starts ``flush`` when it is needed."""
-        self._start_flusher = start_flusher
-        if self._blocked or self._closing is not None:
-            self._need_flusher()
+        self._flusher.begin(start_flusher)
 
     def finish(self) -> None:
         """From now on nothing can be started."""
-        self._start_flusher = None
+        self._flusher.finish()
 
     def end(self, code: int, reason: str) -> None:
         """Close the socket, for all its sessions, soon; the first call decides the code."""
-        if self._closing is None:
-            self._closing = (code, reason)
-            if self._is_flushing:
-                self._waiting.cancel()
-            else:
-                self._need_flusher()
+        self._flusher.end(code, reason)
 
-    async def flush(self) -> tuple[int, str] | None:
+    async def flush(self) -> Ending | None:
         """Wait for the socket until it takes more; returns what to close it with, if it is to be closed.
 
         Raises ``ConnectionClosed``.
         """
-        with self._waiting:
-            while self._closing is None:
-                if not self._blocked:
-                    self._is_flushing = False
-                    return None
-                unsent = self._connection.unsent
-                with trio.move_on_after(self._limits.send_timeout) as patience:
-                    await self._connection.wait_sent()
-                if patience.cancelled_caught:
-                    if self._connection.unsent < unsent:
-                        continue
-                    return CloseCode.TOO_SLOW, "too slow: nothing was taken in time; resume when ready"
-                self._blocked = False
-                self.flush_nowait()
-        return self._closing
+        return await self._flusher.run()
 
-    def _need_flusher(self) -> None:
-        if not self._is_flushing and self._start_flusher is not None:
-            self._is_flushing = True
-            self._waiting = trio.CancelScope()
-            self._start_flusher()
+    async def _wait_taken(self) -> Ending | None:
+        ending = await wait_sent_in_time(self._connection, self._limits.send_timeout)
+        if ending is None:
+            self._blocked = False
+            self.flush_nowait()
+        return ending
 
 
 class SessionLane(ClientConnection):
