@@ -95,6 +95,7 @@ class Relays:
         current = identity.identity
         trusted = evolve(current, expires_at=None, scopes=current.scopes | {SCOPE_WRITE})
         post(_opened(relay, evolve(admission, identity=trusted, dialect=Dialect.V2_JSON)))
+        self._telemetry.info("socket_opened", outcome="relayed", **admission.log_fields)
         return relayed
 
     def _forget(self, relay: int) -> None:

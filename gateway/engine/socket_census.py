@@ -42,7 +42,7 @@ class SocketCensus:
         return self._by_dialect.total()
 
     def held_by(self, subject: str) -> int:
-        """How many sockets one subject has open."""
+        """How many sockets of this process one subject has open."""
         return self._by_subject[subject]
 
     def add(self, socket: OpenSocket, admission: Admission) -> None:
@@ -64,11 +64,11 @@ class SocketCensus:
             await self._emptied.wait()
 
     def _count(self, socket: OpenSocket, admission: Admission, change: int) -> None:
+        if isinstance(socket, SessionSocket) and isinstance(socket.connection, RemoteConnection):
+            return  # Its holder counts it, so that the nodes' figures can be added up.
         dialect, subject = admission.dialect, admission.identity.subject
         self._by_subject[subject] += change
         if not self._by_subject[subject]:
             del self._by_subject[subject]
-        if isinstance(socket, SessionSocket) and isinstance(socket.connection, RemoteConnection):
-            return  # Its holder counts it, so that the nodes' figures can be added up.
         self._by_dialect[dialect] += change
         self._telemetry.set_gauge("gateway_sockets_open", self._by_dialect[dialect], dialect=dialect.value)

@@ -288,3 +288,22 @@ async def test_a_lost_socket_is_one_sockets_business(redis_server: RedisServer) 
         stream.token("b")
         stream.done()
         await another.wait_for("turn_ended")
+
+
+async def test_sessions_on_one_socket_are_one_socket(redis_server: RedisServer) -> None:
+    """However many are attached, they count as one, at the node that holds it, and not where they run."""
+    async with two_nodes(redis_server) as (_, one, two, _, _):
+        alice = Identity("alice")
+        most = one.bench.limits.max_sockets_per_subject
+        names = [f"{AWAY}-{number}" for number in range(most)]
+        for name in names:
+            await one.store.claim(name, "alice", 1.0)
+            await one.bench.connect(name, dialect=Dialect.V2_JSON, identity=alice).wait_for("welcome")
+        shared = FakeConnection()
+        admission = Admission(None, alice, Dialect.V2_JSON, None, "203.0.113.1", "req")
+        two.bench.nursery.start_soon(two.bench.hub.serve, shared, admission)
+        attach(shared, *names)
+        await shared.wait_for("welcome", most)
+
+        assert one.bench.hub.sockets.held_by("alice") == most
+        assert two.bench.hub.sockets.held_by("alice") == 1
