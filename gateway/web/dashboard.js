@@ -27,6 +27,7 @@ const latency = new Plot(byId("latency"), {
   title: "Latency added",
   series: [{ label: "p50" }, { label: "p99" }, { label: "loop lag" }],
   format: duration,
+  isLogarithmic: true, // a token's microseconds and a hiccup's hundred milliseconds on one plot
 });
 const table = new SessionTable(byId("sessions"), showSession);
 

@@ -69,7 +69,7 @@ async function follow(opened) {
 
 function connectionChanged({ state, welcome, attempt, reason, code }) {
   if (state === "connected") {
-    status("connected", `Connected · ${welcome.session_id}`);
+    status("connected", "Connected", ` · ${welcome.session_id}`);
     welcomed(welcome);
   } else if (state === "reconnecting") {
     if (lostAt === null && session.welcome) {
@@ -104,9 +104,10 @@ function welcomed(welcome) {
   showRunning();
 }
 
-function status(state, text) {
+/** `detail` is left out where there is no room for it. */
+function status(state, text, detail = "") {
   byId("status").dataset.state = state;
-  byId("status-text").textContent = text;
+  byId("status-text").replaceChildren(text, element("span", { class: "detail" }, detail));
 }
 
 // ---------------------------------------------------------------- events

@@ -43,18 +43,20 @@ function trim(value) {
   return value >= 100 ? value.toFixed(0) : value.toFixed(1).replace(/\.0$/, "");
 }
 
-/** Several series over the last ten minutes in `figure`; `format` writes values. */
+/** Several series over the last ten minutes in `figure`; `format` writes values, `isLogarithmic` spreads small ones. */
 export class Plot {
   #svg = shape("svg", { role: "img" });
   #series;
   #format;
+  #scaleOf;
   #points = [];
   #readout;
   #hover = null;
 
-  constructor(figure, { title, series, format }) {
+  constructor(figure, { title, series, format, isLogarithmic = false }) {
     this.#series = series;
     this.#format = format;
+    this.#scaleOf = isLogarithmic ? decades : halves;
     this.#readout = element("span", { class: "readout" });
     const legend = element("ul", { class: "legend" }, ...series.map(({ label }, index) => element("li", { class: `s${index}` }, label)));
     figure.append(element("figcaption", {}, element("h2", {}, title), legend, element("span", { class: "spacer" }), this.#readout), this.#svg);
@@ -78,17 +80,17 @@ export class Plot {
     if (!width || !height) return;
     const inner = { width: width - MARGIN.left - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
     const end = points.at(-1)?.at ?? 0;
-    const top = niceTop(Math.max(0, ...points.flatMap(({ values }) => values.map((value) => value ?? 0))));
+    const scale = this.#scaleOf(points.flatMap(({ values }) => values).filter((value) => value > 0));
     const begin = points[0]?.at ?? end;
     const span = SPANS_MINUTES.find((minutes) => minutes * 60 >= end - begin) ?? SPANS_MINUTES.at(-1);
     const x = (at) => MARGIN.left + inner.width * (1 - (end - at) / (span * 60));
-    const y = (value) => MARGIN.top + inner.height * (1 - value / top);
+    const y = (value) => MARGIN.top + inner.height * (1 - scale.share(value));
     const parts = [];
-    for (const share of [0, 0.5, 1]) {
-      const at = y(top * share);
+    for (const tick of scale.ticks) {
+      const at = y(tick);
       parts.push(shape("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }));
       const label = shape("text", { class: "axis", x: MARGIN.left - 8, y: at + 4, "text-anchor": "end" });
-      label.textContent = this.#format(top * share);
+      label.textContent = this.#format(tick);
       parts.push(label);
     }
     for (const [share, anchor] of [[1, "start"], [0.5, "middle"], [0, "end"]]) {
@@ -134,8 +136,24 @@ function lines(points, index, x, y) {
   return path;
 }
 
+/** A scale from 0: what lies where, from 0 to 1, and which values are written beside it. */
+function halves(values) {
+  const top = niceTop(Math.max(0, ...values));
+  return { ticks: [0, top / 2, top], share: (value) => value / top };
+}
+
+/** A logarithmic scale of whole decades. What is 0 lies at the bottom. */
+function decades(values) {
+  const exponents = values.length ? values.map(Math.log10) : [-4, -2];
+  const low = Math.floor(Math.min(...exponents));
+  const high = Math.max(low + 1, Math.ceil(Math.max(...exponents)));
+  const ticks = [];
+  for (let exponent = low; exponent <= high; exponent += Math.ceil((high - low) / 5)) ticks.push(10 ** exponent);
+  return { ticks, share: (value) => (Math.log10(Math.max(value, 10 ** low)) - low) / (high - low) };
+}
+
 function niceTop(value) {
   if (value <= 0) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((step) => step * power).find((top) => top >= value);
+  return [1, 2, 4, 6, 8, 10].map((step) => step * power).find((top) => top >= value);
 }

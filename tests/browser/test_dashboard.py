@@ -91,6 +91,12 @@ def test_draws_what_passes_through(page: Page, demo: Process) -> None:
     )
     line = next(line for line in str(metrics).splitlines() if line.startswith("gateway_tokens_total "))
     page.wait_for_text("#tiles .tile:nth-child(3) small", f"{int(float(line.split()[1]))} in all")
+    # Latencies are read on a logarithmic scale: microseconds and hiccups of a hundred milliseconds at once.
+    decades = ["1 µs", "10 µs", "100 µs", "1 ms", "10 ms", "100 ms", "1 s", "10 s"]
+    axis = page.run("return [...document.querySelectorAll('#latency .axis')].map((item) => item.textContent)")
+    shown = [decades.index(label) for label in axis if label in decades]
+    assert shown == list(range(shown[0], shown[0] + len(shown)))
+    assert len(shown) > 1
     assert page.problems() == []
 
 
