@@ -143,7 +143,6 @@ async def open_gateway(
                 "several_nodes",
                 node=store.leases.node,
                 lease_seconds=settings.node_lease,
-                not_supported="Redis Cluster, Sentinel",
             )
         client = await stack.enter_async_context(agent_client(settings.agent_url, StreamingTransport()))
         authenticator, jwks = await _make_authenticator(configuration, telemetry, clock, stack)

@@ -333,7 +333,8 @@ def _can_trace() -> bool:
 def _shown(field_name: str, value: object) -> str:
     """A value as a person may see it."""
     if field_name == "store_url":
-        return re.sub(r"(://[^/@]*:)[^/]*@", rf"\1{_MASK}@", str(value))
+        masked = re.sub(r"(://[^/@]*:)[^/]*@", rf"\1{_MASK}@", str(value))
+        return re.sub(r"(sentinel_password=)[^&]*", rf"\1{_MASK}", masked)
     if field_name in SECRETS:
         return _MASK
     if isinstance(value, bool):

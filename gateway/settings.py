@@ -145,7 +145,8 @@ class Settings:
     store_url: str = _var(
         "sqlite:///gateway.sqlite3",
         store_url,
-        help="Where sessions are kept: memory://, sqlite:///FILE, or redis://HOST:PORT/N for several nodes.",
+        help="Where sessions are kept: memory://, sqlite:///FILE, or for several nodes redis://HOST:PORT/N, "
+        "redis+sentinel://HOST:PORT,…/SERVICE or redis+cluster://HOST:PORT,… (rediss for TLS).",
     )
     store_sync: str = _var(
         "normal",

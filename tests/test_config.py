@@ -339,3 +339,13 @@ def test_describes_every_setting_without_secrets() -> None:
     assert SECRET not in str(rows)
     assert SECRET not in repr(configuration)
     assert all(row.meaning.endswith((".", "limit.")) for row in rows.values())
+
+
+def test_masks_each_password_of_a_store_url() -> None:
+    """That of the Redis and that of the sentinels."""
+    url = f"redis+sentinel://user:{SECRET}@h,i:1/main?sentinel_password={SECRET}&sentinel_username=u"
+
+    rows = {row.name: row for row in describe(_load(STORE_URL=url))}
+
+    shown = "redis+sentinel://user:********@h,i:1/main?sentinel_password=********&sentinel_username=u"
+    assert rows["GATEWAY__STORE_URL"].value == shown

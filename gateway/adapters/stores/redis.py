@@ -5,8 +5,8 @@ that Redis loses is noticed. Each session's head names the attempt that wrote it
 it follows, so that nobody goes on from a past that the store does not have, and a commit that is tried again
 because its answer was lost is not applied twice. Each server that is connected to is asked whether it has the
 last attempt that was acknowledged of each session that this process holds; a session of which it has less
-begins a new epoch when it is loaded. And a count of all commits tells a restored older copy from what gateways
-saw: then all sessions that nobody held do.
+begins a new epoch when it is loaded. And a count of all commits tells a restored older copy from what was
+seen of it: then all sessions that nobody held do.
 """
 
 from __future__ import annotations
