@@ -150,9 +150,7 @@ class Hub:
             self._nursery.start_soon(self._recover, session_id)
 
     async def drain(self) -> None:
-        """Stop: tell v2 sockets when to come back, close all with 1012, store what is left.
-
-        Where other nodes share the store, sessions are handed over first, so that turns go on there.
+        """Stop: close all sockets with 1012, hand over or store what they showed; see ``draining.drain``.
 
         Returns within ``drain_timeout``; sockets that did not close by then are dropped by the caller's
         cancellation.
@@ -344,6 +342,8 @@ class Hub:
             return await self._load(session_id)
 
     async def _load(self, session_id: str) -> tuple[SessionRunner, bool]:
+        if self.draining:  # What was given away must not come back by another node's letter, or on a lane.
+            raise Draining("This node is restarting. Reconnect.", retry_after=1)
         if len(self._sessions) >= self._limits.max_sessions:
             raise Overloaded("The gateway holds as many sessions as it may. Try again later.", retry_after=5)
         assert self._nursery is not None, "Hub.run has not started"

@@ -44,6 +44,7 @@ class FakeLeases(SessionLeases):
     def __init__(self) -> None:
         self._mail = SilentMail()
         self.tell_ownerless: Callable[[Sequence[str]], None] = lambda _: None
+        self.acquired: list[str] = []
         self.released: list[tuple[float, Collection[str]]] = []
 
     @property
@@ -59,6 +60,7 @@ class FakeLeases(SessionLeases):
     async def acquire(self, session_id: str) -> str | None:
         """It is this node's."""
         await trio.lowlevel.checkpoint()
+        self.acquired.append(session_id)
         return None
 
     async def release(self, session_ids: Collection[str]) -> None:
@@ -125,6 +127,20 @@ async def test_sessions_are_given_away_a_few_at_a_time(nursery: trio.Nursery, au
     hints = [socket.objects()[-1]["reconnect_after_ms"] for socket in sockets]
     assert max(hints) < 100
     assert len(set(hints)) > 4
+
+
+async def test_what_was_given_away_does_not_come_back(nursery: trio.Nursery, autojump_clock: Mock) -> None:
+    """A socket that another node passes on while this one drains is sent away; its session stays free."""
+    bench, leases, sockets = await with_sessions(nursery, 12)
+    nursery.start_soon(bench.hub.drain)
+    await sockets[0].wait_for("draining")
+    late = bench.connect("s0", dialect=Dialect.V2_JSON)
+    await trio.sleep(5)
+
+    assert late.closed is not None
+    assert late.closed[0] == 1012
+    assert late.types() == []
+    assert leases.acquired == [f"s{number}" for number in range(12)]
 
 
 async def test_many_sessions_are_given_away_in_time(nursery: trio.Nursery, autojump_clock: Mock) -> None:
