@@ -2,7 +2,8 @@
 
     supervisor nursery
     ├── seat, one per worker      start → wait for its end → start again
-    │   └── channel               what it says and asks
+    │   ├── channel               what it says and asks
+    │   └── hang watch            asks for a sign of life, and kills who gives none
     ├── question, one each        put to all other workers, answered within a second
     └── stop watcher              close the port, SIGTERM to all, SIGKILL to who does not end
 
@@ -13,10 +14,9 @@ from __future__ import annotations
 
 import itertools
 import random
-import socket
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 from attrs import define, field
@@ -26,7 +26,7 @@ from gateway.node_ports import ASK_METRICS
 from gateway.ports import Telemetry
 from gateway.workers.channel import Answer, Answers, Asking, Leaving, Listening, Message, Question
 from gateway.workers.ports import SharedPorts
-from gateway.workers.worker_process import WorkerProcess, dump_configuration
+from gateway.workers.worker_process import StartWorker, Worker, WorkerProcess, dump_configuration
 
 STABLE_SECONDS: Final = 10.0
 """A worker that served for so long was well: it is started again at once."""
@@ -36,50 +36,15 @@ _BACKOFF_FIRST: Final = 0.5
 """… and the seconds between them, twice as many each time: 15.5 in all."""
 ANSWER_SECONDS: Final = 1.0
 """What the others have for an answer; one that hangs must not keep metrics from all."""
+LOOK_SECONDS: Final = 5.0
+"""Between two questions whether a worker is there: one that hangs still gets connections from the kernel."""
+HANG_SECONDS: Final = 30.0
+"""Without any answer from a worker, after which it is killed: far above what a busy machine takes."""
 _KILL_AFTER: Final = 5.0
 """Seconds beyond what a drain may take."""
 _FAILED: Final = 1
-
-
-class Worker(Protocol):
-    """What ``WorkerProcess`` is to the supervisor."""
-
-    @property
-    def pid(self) -> int:
-        """For people and logs."""
-        ...
-
-    def post(self, message: Message) -> None:
-        """Tell it something."""
-        ...
-
-    def ask_to_stop(self) -> None:
-        """Have it drain and end."""
-        ...
-
-    def kill(self) -> None:
-        """End it."""
-        ...
-
-    async def run(self, take: Callable[[Message], None]) -> int:
-        """Listen to it until it ends; its exit code, negative for a signal. Cancelling kills it."""
-        ...
-
-
-class StartWorker(Protocol):
-    """What ``WorkerProcess.start`` is to the supervisor."""
-
-    async def __call__(
-        self,
-        *,
-        number: int,
-        count: int,
-        configuration: bytes,
-        sockets: Sequence[socket.socket],
-        metrics_sockets: Sequence[socket.socket],
-    ) -> Worker:
-        """Start a worker. Raises ``OSError``."""
-        ...
+_NOBODYS: Final = 0
+"""The number of a question whose answer only shows that somebody is there."""
 
 
 @define(eq=False)
@@ -88,6 +53,7 @@ class _Seat:
     worker: Worker | None = None
     listens: bool = False
     listened_at: float | None = None
+    heard_at: float = 0.0
     failures: int = 0
 
 
@@ -223,11 +189,29 @@ class Supervisor:
         if self._stop.is_set():
             worker.ask_to_stop()
         try:
-            return await worker.run(partial(self._take, seat))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_for_hang, seat, worker)
+                code = await worker.run(partial(self._take, seat))
+                nursery.cancel_scope.cancel()
+            return code
         finally:
             seat.worker, seat.listens = None, False
             for poll in tuple(self._polls.values()):
                 self._answered(poll, seat, None)
+
+    async def _watch_for_hang(self, seat: _Seat, worker: Worker) -> None:
+        while True:
+            await trio.sleep(LOOK_SECONDS)
+            if not seat.listens:
+                continue
+            silent = trio.current_time() - seat.heard_at
+            if silent > HANG_SECONDS:
+                self._telemetry.error(
+                    "worker_hangs", worker=seat.number, pid=worker.pid, silent_s=round(silent, 1)
+                )
+                worker.kill()
+                return
+            worker.post(Question(_NOBODYS, "alive", ""))
 
     def _give_up(self, seat: _Seat, code: int) -> None:
         self._telemetry.error("worker_given_up", worker=seat.number, exit_code=code)
@@ -241,8 +225,9 @@ class Supervisor:
     # ------------------------------------------------------------------ what it says
 
     def _take(self, seat: _Seat, message: Message) -> None:
+        seat.heard_at = trio.current_time()
         if isinstance(message, Listening):
-            seat.listens, seat.listened_at = True, trio.current_time()
+            seat.listens, seat.listened_at = True, seat.heard_at
             self._first_listens.set()
             if not self._announced and all(each.listens for each in self._seats):
                 self._announced = True

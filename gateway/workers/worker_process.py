@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Protocol
 
 import trio
 
@@ -46,6 +47,47 @@ def load_configuration(data: bytes) -> Configuration:
         hypercorn=MappingProxyType(hypercorn),
         sources=MappingProxyType(sources),
     )
+
+
+class Worker(Protocol):
+    """A worker as the supervisor needs it: ``WorkerProcess``."""
+
+    @property
+    def pid(self) -> int:
+        """For people and logs."""
+        ...
+
+    def post(self, message: Message) -> None:
+        """Tell it something."""
+        ...
+
+    def ask_to_stop(self) -> None:
+        """Have it drain and end."""
+        ...
+
+    def kill(self) -> None:
+        """End it."""
+        ...
+
+    async def run(self, take: Callable[[Message], None]) -> int:
+        """Listen to it until it ends; its exit code, negative for a signal. Cancelling kills it."""
+        ...
+
+
+class StartWorker(Protocol):
+    """What ``WorkerProcess.start`` is to the supervisor."""
+
+    async def __call__(
+        self,
+        *,
+        number: int,
+        count: int,
+        configuration: bytes,
+        sockets: Sequence[socket.socket],
+        metrics_sockets: Sequence[socket.socket],
+    ) -> Worker:
+        """Start a worker. Raises ``OSError``."""
+        ...
 
 
 class WorkerProcess:

@@ -14,7 +14,13 @@ import trio.testing
 from gateway.config import load_configuration
 from gateway.node_ports import ASK_METRICS
 from gateway.workers.channel import Answer, Answers, Asking, Leaving, Listening, Message, Question
-from gateway.workers.supervisor import MOST_FAILURES, STABLE_SECONDS, Supervisor
+from gateway.workers.supervisor import (
+    HANG_SECONDS,
+    LOOK_SECONDS,
+    MOST_FAILURES,
+    STABLE_SECONDS,
+    Supervisor,
+)
 from tests.adapters.socket_harness import RecordingTelemetry
 
 Mock = trio.testing.MockClock
@@ -34,13 +40,18 @@ class FakeWorker:
         self.heard: list[Message] = []
         self.told = trio.Event()
         self.was_asked_to_stop = False
+        self.answers = True
         self.say: Callable[[Message], None] | None = None
         self._hangs = hangs
         self._ended = trio.Event()
         self._code = 0
 
     def post(self, message: Message) -> None:
-        """Remember it."""
+        """Remember it; whether it is alive it answers by itself."""
+        if isinstance(message, Question) and message.question == "alive":
+            if self.answers and self.say is not None:
+                self.say(Answer(message.number, None))
+            return
         self.heard.append(message)
         self.told.set()
 
@@ -249,6 +260,27 @@ async def test_a_worker_that_leaves_gets_no_more_connections(
 
     assert [worker.number for worker in bench.started] == [1, 2, 1]
     assert len(bench.started[2].sockets) == 1
+    bench.stop.set()
+
+
+async def test_a_worker_that_hangs_is_killed(nursery: trio.Nursery, autojump_clock: Mock) -> None:
+    """Half a minute without a sign of life; one that is only quiet is left alone."""
+    bench = Bench()
+    nursery.start_soon(bench.run)
+    await bench.settle()
+    await trio.sleep(1000)
+    assert len(bench.started) == 2
+    hung_at = trio.current_time()
+    bench.started[0].answers = False
+    await trio.sleep(HANG_SECONDS - 1)
+    assert len(bench.started) == 2
+    await trio.sleep(2 * LOOK_SECONDS + 1)
+
+    assert [worker.number for worker in bench.started] == [1, 2, 1]
+    assert (
+        HANG_SECONDS - LOOK_SECONDS < bench.started[2].started_at - hung_at <= HANG_SECONDS + 2 * LOOK_SECONDS
+    )
+    assert "worker_hangs" in bench.telemetry.errors
     bench.stop.set()
 
 
