@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -21,6 +21,7 @@ from gateway.app import own_origins
 from gateway.core.errors import Overloaded
 from gateway.core.identity import SCOPE_ADMIN, SCOPE_READ, Credentials, Identity
 from gateway.core.overview import JournalEntry, PulseSample, SessionList, SessionOverview
+from gateway.node_ports import ASK_CLOSE_SESSION, ASK_SESSION, Siblings
 from gateway.operator_ports import Journal, Overview
 from gateway.ports import Authenticator, Clock
 from gateway.settings import Settings
@@ -100,6 +101,34 @@ class FakeJournal(Journal):
         ][-limit:]
 
 
+class FakeSiblings(Siblings):
+    """Worker 2 of 3; one other has the session ``there``."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Callable[[str], bytes | None]] = {}
+        self.asked: list[tuple[str, str]] = []
+
+    @property
+    def number(self) -> int:
+        """Of this process."""
+        return 2
+
+    @property
+    def count(self) -> int:
+        """With this one."""
+        return 3
+
+    def answer(self, question: str, answer: Callable[[str], bytes | None]) -> None:
+        """Keep it for the test to ask."""
+        self.answers[question] = answer
+
+    async def ask(self, question: str, about: str = "") -> Mapping[str, bytes]:
+        """The one that knows."""
+        await trio.lowlevel.checkpoint()
+        self.asked.append((question, about))
+        return {"3": b'{"session":{},"timeline":[]}'} if about == "there" else {}
+
+
 async def _no_metrics() -> bytes:
     await trio.lowlevel.checkpoint()
     return b""
@@ -108,7 +137,7 @@ async def _no_metrics() -> bytes:
 class Pages:
     """The REST application with a dashboard."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, siblings: Siblings | None = None, **settings: Any) -> None:
         self.overview = FakeOverview()
         self.journal = FakeJournal()
         self.telemetry = RecordingTelemetry()
@@ -123,6 +152,7 @@ class Pages:
             check_ready=trio.lowlevel.checkpoint,
             overview=self.overview,
             journal=self.journal,
+            siblings=siblings,
         )
 
     async def call(self, path: str, headers: dict[str, str] | None = None, method: str = "GET") -> Any:
@@ -135,7 +165,7 @@ class Pages:
 class Stream:
     """The events of a dashboard, without the web server that would run ahead of the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, siblings: Siblings | None = None) -> None:
         self.overview = FakeOverview()
         self.clock = MovingClock()
         telemetry = RecordingTelemetry()
@@ -147,7 +177,7 @@ class Stream:
             rate_per_minute=0,
             trusted_proxies=(),
         )
-        self.dashboard = Dashboard(access, self.overview, FakeJournal(), self.clock, telemetry)
+        self.dashboard = Dashboard(access, self.overview, FakeJournal(), self.clock, telemetry, siblings)
 
     async def open(self, containing: str = "") -> AsyncGenerator[bytes, None]:
         """A viewer whose token holds for two minutes."""
@@ -246,6 +276,50 @@ async def test_tells_a_session_and_its_timeline() -> None:
     assert (await pages.call("/dashboard/sessions/nobody", INTERNAL)).status_code == 404
     assert (await pages.call("/dashboard/sessions/a@b", INTERNAL)).status_code == 400
     assert (await pages.call("/dashboard/sessions/nobody/close", INTERNAL, "POST")).status_code == 404
+
+
+async def test_other_workers_are_asked_for_a_session() -> None:
+    """To show it and to close it, if it is not live here; and what is live here is told to them."""
+    siblings = FakeSiblings()
+    pages = Pages(siblings)
+    assert (await pages.call("/dashboard/sessions/s1", INTERNAL)).status_code == 200
+    assert not siblings.asked
+    there = await pages.call("/dashboard/sessions/there", INTERNAL)
+    assert await there.get_json() == {"session": {}, "timeline": []}
+    assert (await pages.call("/dashboard/sessions/there/close", INTERNAL, "POST")).status_code == 200
+    assert (await pages.call("/dashboard/sessions/nobody", INTERNAL)).status_code == 404
+    assert (await pages.call("/dashboard/sessions/nobody/close", INTERNAL, "POST")).status_code == 404
+
+    assert siblings.asked == [
+        (ASK_SESSION, "there"),
+        (ASK_CLOSE_SESSION, "there"),
+        (ASK_SESSION, "nobody"),
+        (ASK_CLOSE_SESSION, "nobody"),
+    ]
+    shown = siblings.answers[ASK_SESSION]("s1")
+    assert shown is not None
+    assert json.loads(shown)["session"]["session_id"] == "s1"
+    assert siblings.answers[ASK_SESSION]("nobody") is None
+    assert siblings.answers[ASK_CLOSE_SESSION]("s1") == b"closed"
+    assert siblings.answers[ASK_CLOSE_SESSION]("nobody") is None
+    assert pages.overview.closed[-2:] == ["s1", "nobody"]
+
+
+async def test_who_may_not_look_is_not_asked_about_elsewhere() -> None:
+    """The other workers trust this one's answer to who is asking."""
+    siblings = FakeSiblings()
+    pages = Pages(siblings)
+
+    assert (await pages.call("/dashboard/sessions/there", {})).status_code == 401
+    assert (await pages.call("/dashboard/sessions/there/close", {}, "POST")).status_code == 401
+    assert siblings.asked == []
+
+
+async def test_says_which_worker_it_shows(autojump_clock: trio.abc.Clock) -> None:
+    """And nothing of the kind where one process serves."""
+    for siblings, shown in ((FakeSiblings(), [2, 3]), (None, None)):
+        async with aclosing(await Stream(siblings).open()) as stream:
+            assert (await event(stream))[1]["worker"] == shown
 
 
 async def test_streams_a_pulse_a_second(autojump_clock: trio.abc.Clock) -> None:

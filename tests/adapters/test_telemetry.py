@@ -57,6 +57,18 @@ def test_writes_one_json_object_per_event() -> None:
     assert len(stream.getvalue().splitlines()) == 1
 
 
+def test_says_of_every_line_whose_it_is() -> None:
+    """Fields that are bound are on all lines, before the line's own, which win."""
+    stream = io.StringIO()
+    telemetry = _telemetry(stream, bound={"worker": 2})
+
+    telemetry.info("a")
+    telemetry.error("b", cause=ValueError("x"), code=1)
+    telemetry.warning("c", worker=3)
+    assert [line["worker"] for line in _lines(stream)] == [2, 2, 3]
+    assert list(_lines(stream)[1])[3:5] == ["worker", "code"]
+
+
 def test_logs_nothing_below_its_level() -> None:
     """LOG_LEVEL is the least important level that is written."""
     stream = io.StringIO()
