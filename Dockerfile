@@ -10,7 +10,7 @@ RUN python -m venv --without-pip /opt/gateway
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY gateway ./gateway
 # The versions that were tested, and nothing that is not in them.
-RUN pip --python /opt/gateway/bin/python install --no-cache-dir --no-compile -c constraints.txt .
+RUN pip --python /opt/gateway/bin/python install --no-cache-dir --no-compile -c constraints.txt '.[otel]'
 
 # ---- run: Python and the packages, no compiler, no pip
 FROM python:${PYTHON}

@@ -123,7 +123,7 @@ def test_the_dart_snippets_are_dart(page: str, code: str) -> None:
 
 
 def test_the_dart_client_speaks_the_protocol() -> None:
-    """Every text in it is a name of the protocol; it stays away after the codes that mean so, and only those."""
+    """Every text in it is a name of the protocol; it stays away after the codes that say so, no others."""
     code = snippet("dart")
     strings = set(re.findall(r"'([^']*)'", code.partition("class ")[2])) - {"$lastSeq"}
     contract = (ROOT / "docs" / "asyncapi.yaml").read_text("utf-8")
