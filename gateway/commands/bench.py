@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -126,6 +127,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and say what came out."""
+    # As Ctrl-C: what was started has to be ended, or it would go on as a load for good.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     alone = {TARGETS, SOAK} & set(arguments.scenario)
     if alone and len(arguments.scenario) > 1:
         raise CommandFailed(f"`{min(alone)}` stands alone.", ExitCode.USAGE)
@@ -133,6 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandFailed("`targets` starts its own gateways.", ExitCode.USAGE)
     if (arguments.url is None) != (arguments.pid is None):
         raise CommandFailed("--url and --pid go together: CPU and memory are the process's.", ExitCode.USAGE)
+    if arguments.plot is not None and arguments.plot.suffix != ".svg":
+        raise CommandFailed(f"--plot draws SVG: call it {arguments.plot.stem}.svg.", ExitCode.USAGE)
     try:
         check_platform()
         soaked = read_soak(arguments.soak.read_bytes()) if arguments.soak else None

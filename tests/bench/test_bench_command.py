@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,10 +95,33 @@ def test_a_soak_ends_with_its_trends(tmp_path: Path) -> None:
     assert (tmp_path / "soak.svg").read_text().startswith("<svg")
 
 
+def test_a_stop_says_what_there_was_and_leaves_no_process(tmp_path: Path) -> None:
+    """A gateway or an emitter left behind would be in every later figure of this machine."""
+    command = [sys.executable, "-m", "gateway", "bench", "soak", "--minutes", "1", "--store", "memory://"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        assert " of 1 min" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        shown, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "ended before the warm-up did" in shown
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["soak", "paced"], "stands alone"),
+        (["paced", "--plot", "figures.png"], "call it figures.svg"),
         (["targets", "--soak", "missing.json"], "missing.json"),
         (["paced", "--url", "http://127.0.0.1:1"], "--url and --pid go together"),
         (["targets", "paced"], "stands alone"),
