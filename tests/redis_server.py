@@ -121,8 +121,7 @@ class RedisServer:
             lines = connection.makefile("rb")
             connection.sendall(b"CONFIG SET requirepass nobody-knows-it\r\n")
             assert lines.readline() == b"+OK\r\n"
-            connection.sendall(b"CLIENT KILL TYPE replica\r\nCLIENT KILL TYPE pubsub\r\nCLIENT LIST\r\n")
-            lines.readline()
+            connection.sendall(b"CLIENT KILL TYPE replica\r\nCLIENT LIST\r\n")
             lines.readline()
             clients = lines.read(int(lines.readline()[1:])).decode().splitlines()
             for client in clients:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 from attrs import evolve
 
@@ -26,7 +27,6 @@ from tests.conformance.session_store import (
     after_commits,
     held,
 )
-from tests.redis_server import RedisServer
 
 KILLS = int(os.environ.get("STORE_KILLS", "20"))
 SESSIONS = ("a", "b")
@@ -100,16 +100,23 @@ async def test_kills_at_random_moments_lose_and_halve_nothing(tmp_path: Path) ->
         assert telemetry.said == [], f"kill {kill}"
 
 
-async def test_kills_of_a_gateway_lose_and_halve_nothing_in_redis(redis_server: RedisServer) -> None:
+@pytest.fixture(params=["redis_server", "redis_sentinels", "redis_cluster"])
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """Of an empty Redis of each kind."""
+    url: str = request.getfixturevalue(request.param).url
+    return url
+
+
+async def test_kills_of_a_gateway_lose_and_halve_nothing_in_redis(redis_url: str) -> None:
     """The same with Redis, which outlives the process: no commit is there in part."""
     chance = random.Random(os.environ.get("STORE_KILLS_SEED", "1"))
     before = 0
     for kill in range(max(3, KILLS // 7)):
-        acknowledged = await commits_before_kill(redis_server.url, "normal", chance.uniform(0, 0.06))
+        acknowledged = await commits_before_kill(redis_url, "normal", chance.uniform(0, 0.06))
         assert acknowledged > before
         telemetry = RecordingTelemetry()
         async with open_redis_store(
-            parse_redis_url(redis_server.url),
+            parse_redis_url(redis_url),
             full_sync=False,
             dedupe_window=DEDUPE_WINDOW,
             retention=DEDUPE_WINDOW,

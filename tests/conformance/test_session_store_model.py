@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import hypothesis.strategies as st
+import pytest
 import trio
 from hypothesis import settings
 from hypothesis.stateful import (
@@ -43,7 +44,7 @@ from tests.conformance.session_store import (
     events,
     message,
 )
-from tests.redis_server import RedisServer
+from tests.redis_groups import AnyRedis
 
 Answer = TypeVar("Answer")
 SESSIONS = ("a", "b", "c")
@@ -248,7 +249,7 @@ TestSqliteFollowsMemory.settings = settings(max_examples=25, stateful_step_count
 class RedisFollowsMemory(SqliteFollowsMemory):
     """The same on a real Redis."""
 
-    server: ClassVar[RedisServer]
+    server: ClassVar[AnyRedis]
 
     def __init__(self) -> None:
         self.server.empty()
@@ -267,9 +268,10 @@ class RedisFollowsMemory(SqliteFollowsMemory):
         )
 
 
-def test_redis_follows_memory(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("servers", ["redis_server", "redis_cluster"])
+def test_redis_follows_memory(servers: str, request: pytest.FixtureRequest) -> None:
     """Whatever is done to both, they hold and answer the same."""
-    RedisFollowsMemory.server = redis_server
+    RedisFollowsMemory.server = request.getfixturevalue(servers)
     run_state_machine_as_test(
         RedisFollowsMemory, settings=settings(max_examples=15, stateful_step_count=20, deadline=None)
     )
