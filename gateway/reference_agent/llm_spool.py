@@ -36,7 +36,9 @@ class HeldAnswer:
     """
 
     def __init__(self, ask: Ask, keep: float) -> None:
-        self.ask = ask
+        self.session_id = ask.session_id
+        self.question = ask.question
+        self.said = ask.said
         self.scope = trio.CancelScope(deadline=trio.current_time() + keep)
         self.size = 0
         self._keep = keep
@@ -112,45 +114,47 @@ class LlmSpool:
         A session asks one question at a time, so an answer to another question is over.
         """
         held = self._held.get(ask.session_id)
-        if held is not None and held.ask.question == ask.question:
+        if held is not None and held.question == ask.question:
             return held
         if held is not None:
             self._let_go(held)
         answer = self._held[ask.session_id] = HeldAnswer(ask, self._keep)
-        self._nursery.start_soon(self._hold, answer)
+        self._nursery.start_soon(self._hold, answer, ask)
         return answer
 
     def release(self, session_id: str, question: str) -> None:
         """Let go of the answer to this question, if it is held. Never blocks."""
         held = self._held.get(session_id)
-        if held is not None and held.ask.question == question:
+        if held is not None and held.question == question:
             self._let_go(held)
 
     async def wait_let_go(self) -> None:
         """Return once an answer was let go."""
         await self._let_go_one.park()
 
-    async def _hold(self, answer: HeldAnswer) -> None:
-        ask = answer.ask
+    async def _hold(self, answer: HeldAnswer, ask: Ask) -> None:
+        try:
+            with answer.scope:
+                last = await self._call(answer, ask)
+                del ask  # it may be far larger than its answer, which is all that is kept
+                self._append(answer, encode_lines(last), last=True)
+                await trio.sleep_forever()
+        finally:
+            self._let_go(answer)
 
+    async def _call(self, answer: HeldAnswer, ask: Ask) -> End | Failure:
         async def say(*pieces: Piece) -> None:
             await trio.lowlevel.checkpoint()
             self._add(answer, encode_lines(*pieces))
 
         try:
-            with answer.scope:
-                last: End | Failure = End()
-                try:
-                    await self._asker.answer(ask.session_id, ask.agent, ask.body, say)
-                except BrainError as exc:
-                    last = Failure(exc.code, exc.message, exc.retryable)
-                except Exception:
-                    self._log.exception("llm_call_failed", session_id=ask.session_id)
-                    last = Failure("INTERNAL_ERROR", "The agent failed. Try again.", retryable=True)
-                self._append(answer, encode_lines(last), last=True)
-                await trio.sleep_forever()
-        finally:
-            self._let_go(answer)
+            await self._asker.answer(ask.session_id, ask.agent, ask.body, say)
+        except BrainError as exc:
+            return Failure(exc.code, exc.message, exc.retryable)
+        except Exception:
+            self._log.exception("llm_call_failed", session_id=ask.session_id)
+            return Failure("INTERNAL_ERROR", "The agent failed. Try again.", retryable=True)
+        return End()
 
     def _add(self, answer: HeldAnswer, lines: bytes) -> None:
         if answer.size + len(lines) > MAX_ANSWER_BYTES:
@@ -170,8 +174,8 @@ class LlmSpool:
             self._size += len(lines)
 
     def _let_go(self, answer: HeldAnswer) -> None:
-        if self._held.get(answer.ask.session_id) is answer:
-            del self._held[answer.ask.session_id]
+        if self._held.get(answer.session_id) is answer:
+            del self._held[answer.session_id]
             self._size -= answer.size
         answer.let_go()
         self._let_go_one.unpark_all()

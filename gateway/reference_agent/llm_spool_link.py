@@ -86,7 +86,7 @@ class SpoolLink:
             try:
                 with trio.fail_after(START_TIMEOUT):
                     self._presence = await self._find_or_start()
-            except (OSError, trio.TooSlowError) as exc:
+            except (OSError, NotImplementedError, trio.TooSlowError) as exc:
                 self._not_before = trio.current_time() + NOT_AGAIN_WITHIN
                 self._log.warning("llm_spool_unavailable", error=str(exc) or type(exc).__name__)
                 raise SpoolUnavailableError from exc
@@ -150,14 +150,16 @@ class SpoolLink:
             await trio.sleep(LOOK_INTERVAL)
 
     async def _find_or_start(self) -> trio.SocketStream:
+        is_ours = False
         while True:
             with suppress(OSError):  # nobody is there, it is ending, or it was another's and ends now
                 return await self._dial()
             code = self._exit_code()
             if code is not None:
-                if code > 0:
+                if is_ours and code > 0:
                     raise ChildProcessError(f"the spool's process ended with {code}")
                 self._exit_code = self._start()
+                is_ours = True
             await trio.sleep(LOOK_INTERVAL)
 
     async def _dial_present(self) -> trio.SocketStream:
@@ -253,8 +255,9 @@ class _Listener:
 
 async def _send(stream: trio.SocketStream, message: Mapping[str, Any]) -> None:
     try:
-        await stream.send_all(orjson.dumps(message) + b"\n")
-    except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        with trio.fail_after(LOST_AFTER):
+            await stream.send_all(orjson.dumps(message) + b"\n")
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as exc:
         raise SpoolLostError from exc
 
 
@@ -321,7 +324,7 @@ async def open_spool_link(db: str, settings: AgentSettings) -> AsyncIterator[Spo
 
 def _find_place(db: str) -> tuple[str, SpoolPlace | None]:
     path = os.path.realpath(db)
-    if not os.path.isfile(path) or not hasattr(os, "posix_spawn"):
+    if not os.path.isfile(path) or not hasattr(os, "posix_spawn") or not sys.executable:
         return path, None
     try:
         return path, place_of(path)

@@ -139,7 +139,7 @@ class SpoolServer:
 
     async def _tell(self, stream: trio.abc.HalfCloseableStream, answer: HeldAnswer) -> None:
         with answer.being_read():
-            await stream.send_all(orjson.dumps({"said": answer.ask.said}) + b"\n")
+            await stream.send_all(orjson.dumps({"said": answer.said}) + b"\n")
             told = 0
             while True:
                 data = b"\n"

@@ -1,5 +1,7 @@
 """Answers that outlive whoever asked for them."""
 
+import gc
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -98,6 +100,27 @@ async def test_releasing_stops_the_call_and_forgets_the_answer(
     assert read_lines == [Token("0 "), Token("1 ")]
 
 
+async def test_an_answer_let_go_as_it_ends_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even its last line, which would count as held for ever."""
+    monkeypatch.setattr("gateway.reference_agent.llm_spool.MAX_HELD_BYTES", 100)
+    ends = trio.Event()
+
+    class Ending(Counting):
+        async def answer(self, session_id: str, agent: str, body: Mapping[str, Any], say: Say) -> None:
+            await (super().answer(session_id, agent, body, say) if body["to"] else ends.wait())
+
+    asker = Ending()
+    asker.pause = 0
+    async with spool_of(asker) as spool:
+        for number in range(10):
+            spool.open(ask_for(0, f"s{number}"))
+        await trio.testing.wait_all_tasks_blocked()
+        ends.set()  # all of them are about to end, and nothing can cancel that any more
+        for number in range(10):
+            spool.release(f"s{number}", "q1")
+        assert await read(spool.open(ask_for(1))) == [Token("0 "), End()]
+
+
 async def test_the_next_question_of_a_session_ends_the_one_before(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -151,6 +174,23 @@ async def test_a_failed_call_is_the_last_line(
         other = spool.open(ask_for(5, session_id="s2"))
         assert await read(spool.open(ask_for(1))) == [Token("0 "), last]
         assert len(await read(other)) == 6
+
+
+async def test_the_question_is_not_kept(autojump_clock: trio.testing.MockClock) -> None:
+    """A long conversation is far larger than what the LLM says to it."""
+
+    class Body(dict[str, int]):
+        """Something that can be seen to be gone."""
+
+    body = Body(to=1)
+    seen = weakref.ref(body)
+    async with spool_of(Counting()) as spool:
+        answer = spool.open(Ask("s1", "q1", "ask", 0, body))
+        del body
+        await read(answer)
+        gc.collect()
+        assert len(spool) == 1
+        assert seen() is None
 
 
 async def test_an_answer_is_bounded(

@@ -1,5 +1,6 @@
 """The runtime's side of the spool, over a unix socket to a spool in this process."""
 
+import functools
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -48,6 +49,7 @@ class Stage:
         self.starts = 0
         self.identity = b"us"
         self.refuses_to_start = False
+        self.exit_code = 0
         self.pieces: list[Piece] = []
         self._place = place
         self._nursery = nursery
@@ -58,8 +60,12 @@ class Stage:
         self.starts += 1
         if self.refuses_to_start:
             raise ChildProcessError("no")
-        self._nursery.start_soon(self._serve, self.identity)
-        return lambda: None if self._running is None or not self._running.cancel_called else 0
+        self._running = trio.CancelScope()
+        self._nursery.start_soon(self._serve, self.identity, self._running)
+        return functools.partial(self._exit_code_of, self._running)
+
+    def _exit_code_of(self, running: trio.CancelScope) -> int | None:
+        return self.exit_code if running.cancel_called else None
 
     async def kill(self) -> None:
         """End the spool as a kill does: at once, and its socket stays."""
@@ -81,9 +87,8 @@ class Stage:
         """What the runtime counts as requests."""
         return sum(piece.requests for piece in self.pieces if isinstance(piece, Usage))
 
-    async def _serve(self, identity: bytes) -> None:
-        with trio.CancelScope() as running:
-            self._running = running
+    async def _serve(self, identity: bytes, running: trio.CancelScope) -> None:
+        with running:
             async with httpx.AsyncClient(transport=self.llm) as http, trio.open_nursery() as calls:
                 client = LlmClient(http, "http://llm/v1/chat/completions", key=None, jitter=lambda: 0.0)
                 server = SpoolServer(LlmSpool(client, calls, 60), identity, keep=60)
@@ -169,9 +174,9 @@ async def test_releasing_stops_the_call(place: SpoolPlace) -> None:
         await until(lambda: stage.llm.closed == ["closed"])
 
 
-@pytest.mark.parametrize("starts_again", [True, False])
+@pytest.mark.parametrize(("starts_again", "exit_code"), [(True, -9), (True, 1), (False, -9)])
 async def test_when_the_spool_is_lost_the_llm_is_asked_again_with_the_text_so_far(
-    place: SpoolPlace, starts_again: bool
+    place: SpoolPlace, starts_again: bool, exit_code: int
 ) -> None:
     """By a new spool, or by the runtime itself when there can be none."""
     first = Reply([chunk({"content": "Once "})], delay=0.01)
@@ -181,6 +186,7 @@ async def test_when_the_spool_is_lost_the_llm_is_asked_again_with_the_text_so_fa
         nursery.start_soon(brain.think, STEP, stage.say)
         await until(lambda: stage.text == "Once ")
         stage.refuses_to_start = not starts_again
+        stage.exit_code = exit_code
         await stage.kill()
     assert (stage.text, stage.starts) == ("Once upon a time", 2)
     assert stage.llm.bodies[1]["messages"][-2] == {"role": "assistant", "content": "Once "}

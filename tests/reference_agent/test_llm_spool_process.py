@@ -60,6 +60,7 @@ async def test_it_ends_with_a_runtime_that_is_stopped(run_agent: RunAgent, short
         pid = spool_pid(db)
         second = await client.post(COUNT, Idempotency_Key="k2")
         assert pid is not None
+        assert os.getsid(pid) == pid, "a signal to the runtime's group would end it too"
         assert spool_pid(db) == pid
     await wait_spool_ended(db, 5)
     assert first.text == second.text == "".join(COUNTED)
