@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
@@ -208,7 +209,12 @@ def _each_trouble_once() -> Iterator[Callable[[], bool]]:
 
 def _resource(version: str) -> Resource:
     """What the spans are of; ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` go before."""
-    ours = {"service.name": SERVICE_NAME, "service.version": version}
+    ours = {
+        "service.name": SERVICE_NAME,
+        "service.version": version,
+        # One for each life of a process: nodes and workers are told apart by it.
+        "service.instance.id": str(uuid.uuid4()),
+    }
     given = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     said = {item.partition("=")[0].strip() for item in given.split(",")}
     if os.environ.get("OTEL_SERVICE_NAME"):

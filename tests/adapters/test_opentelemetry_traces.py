@@ -179,7 +179,7 @@ async def test_what_is_left_is_exported_at_the_end(steered: Steered) -> None:
 async def test_a_span_says_which_service_and_version(
     steered: Steered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And an operator's own names go before."""
+    """And which process of it; an operator's own names go before."""
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=mine,deployment.environment=test")
     async with open_tracing("1.2.3", RecordingTelemetry(), secrets=[], exporter=steered) as tracing:
         assert tracing is not None
@@ -187,6 +187,7 @@ async def test_a_span_says_which_service_and_version(
     attributes = steered.spans[0].resource.attributes
 
     assert attributes["service.name"] == "codelab-gateway"
+    assert len(str(attributes["service.instance.id"])) == 36
     assert (attributes["service.version"], attributes["deployment.environment"]) == ("mine", "test")
 
 

@@ -17,6 +17,7 @@ from gateway.ports import ResumePoint
 from tests.conformance.session_store import RecordingTelemetry
 from tests.engine.fakes import Bench, FakeAgent, FakeConnection, user_message
 from tests.redis_groups import AnyRedis
+from tests.tracing_fake import CALLER
 
 V2 = Dialect.V2_JSON
 LEASE = 0.4
@@ -121,16 +122,20 @@ async def test_a_dead_nodes_turn_is_carried_on_by_another(redis_server: AnyRedis
 
 
 async def test_a_relayed_socket_is_counted_once(redis_server: AnyRedis) -> None:
-    """By the node that holds it, so that the nodes' figures can be added up; the turn, where it runs."""
+    """By the node that holds it, so that the nodes' figures can be added up; the turn, where it runs.
+
+    The trace of its handshake goes with it.
+    """
     agent = FakeAgent()
     async with nodes(redis_server, agent, "a", "b") as (one, two):
         await claimed(one)
         first = one.bench.connect(dialect=V2)
         await first.wait_for("welcome")
-        relayed = two.bench.connect(dialect=V2)
+        relayed = two.bench.connect(dialect=V2, trace=CALLER)
         await relayed.wait_for("welcome")
         relayed.say(user_message("\u00e9", id="m"))
         stream = await agent.stream(0)
+        assert stream.request.trace == CALLER
         stream.token("x")
         stream.done()
         await first.wait_for("turn_ended")
