@@ -29,6 +29,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         blocks.append(f"{title}\n{aligned(rows)}" + _ratios(mine))
     for scenario in dict.fromkeys(outcome.step.scenario for outcome in outcomes):
         blocks += _beside(scenario, outcomes)
+    blocks.append("Three figures with strokes between them are p50 / p99 / p99.9.")
     return "\n\n".join(blocks) + "\n"
 
 
@@ -142,15 +143,22 @@ def spread(percentiles: Mapping[str, float] | None) -> str:
 
 
 def _ratios(outcomes: Sequence[Outcome]) -> str:
-    """How the CPU of each compares with each peer's."""
+    """How each compares with each peer."""
+    figures: dict[str, Callable[[Measurement], float | None]] = {
+        "CPU per token": lambda measured: measured.cpu_us_per_token
+    }
+    if outcomes[0].step.pace:  # In bursts latency is the queue's.
+        figures["token p50"] = _BESIDE["token p50"]
+        figures["token p99"] = _BESIDE["p99"]
     lines = []
     for peer in (outcome for outcome in outcomes if outcome.subject.is_peer):
-        theirs = peer.median().cpu_us_per_token
-        ratios = [
-            f"{outcome.subject.name} {ours / theirs:.2f}"
-            for outcome in outcomes
-            if theirs and not outcome.subject.is_peer and (ours := outcome.median().cpu_us_per_token)
-        ]
-        if ratios:
-            lines.append(f"\n  CPU per token, {peer.subject.name} = 1: " + " · ".join(ratios))
+        for name, figure in figures.items():
+            theirs = figure(peer.median())
+            found = [
+                f"{outcome.subject.name} {ours / theirs:.2f}"
+                for outcome in outcomes
+                if theirs and not outcome.subject.is_peer and (ours := figure(outcome.median()))
+            ]
+            if found:
+                lines.append(f"\n  {name}, {peer.subject.name} = 1: " + " · ".join(found))
     return "".join(lines)

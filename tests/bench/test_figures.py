@@ -117,11 +117,13 @@ def test_the_table_shows_what_was_measured_and_the_ratio_to_the_peer() -> None:
     shown = table(
         [
             outcome(PACED, "ours", tokens=10, cpu_us_per_token=30.0, token_ms=latency(0.5, 4)),
-            outcome(PACED, "Node", is_peer=True, tokens=10, cpu_us_per_token=40.0),
+            outcome(PACED, "Node", is_peer=True, tokens=10, cpu_us_per_token=40.0, token_ms=latency(1, 5)),
             outcome(IDLE, "ours", kb_per_socket=23.5),
         ]
     )
     assert "CPU per token, Node = 1: ours 0.75" in shown
+    assert "token p50, Node = 1: ours 0.50" in shown
+    assert "token p99, Node = 1: ours 0.80" in shown
     assert "0.5 / 4 / 4" in shown
     assert "23.5" in shown
     assert "resume ms" not in shown
