@@ -47,7 +47,6 @@ class SessionSocket:
         "_batch_after",
         "_blocked",
         "_closing",
-        "_connection",
         "_control",
         "_dialect",
         "_flow",
@@ -62,6 +61,7 @@ class SessionSocket:
         "_wire",
         "acked",
         "alive_at",
+        "connection",
         "is_v2",
         "position",
         "rtt",
@@ -70,7 +70,7 @@ class SessionSocket:
     def __init__(
         self, connection: ClientConnection, runner: SessionRunner, dialect: Dialect, limits: Limits
     ) -> None:
-        self._connection = connection
+        self.connection = connection
         self._runner = runner
         self._flow = runner.flow
         self._wire = Flow() if isinstance(connection, SessionLane | RemoteConnection) else runner.flow
@@ -100,11 +100,6 @@ class SessionSocket:
         """When its peer was last known to be there: it joined, or was sent a ping that it answered."""
         self.rtt: float | None = None
         """Seconds between its last ping and pong."""
-
-    @property
-    def connection(self) -> ClientConnection:
-        """What it writes to."""
-        return self._connection
 
     @property
     def dialect(self) -> Dialect:
@@ -173,7 +168,7 @@ class SessionSocket:
 
     def _received_at_most(self) -> int:
         """Up to which seq a v1 client can have received events: what never left this process it did not."""
-        unsent = self._connection.unsent
+        unsent = self.connection.unsent
         if not unsent:
             return self.position
         shown = [
@@ -218,7 +213,7 @@ class SessionSocket:
                 if payloads:
                     self._wire.frames_sent += len(payloads)
                     self._wire.bytes_sent += sum(map(len, payloads))
-                    if not self._connection.send_nowait(payloads):
+                    if not self.connection.send_nowait(payloads):
                         self._blocked = self._lagging = True
                         self._need_flusher()
                     elif self._batch_after < self._runner.timing.seq <= self.position and not self._lagging:
@@ -250,7 +245,7 @@ class SessionSocket:
         wire = self._wire
         wire.frames_sent += 1
         wire.bytes_sent += len(payload)
-        if not self._connection.send_nowait((payload,)):
+        if not self.connection.send_nowait((payload,)):
             self._blocked = self._lagging = True
             self._need_flusher()
         elif self._runner.timing.seq == self.position:
@@ -371,11 +366,11 @@ class SessionSocket:
         with self._waiting:
             while not self._is_ending():
                 if self._blocked:
-                    unsent = self._connection.unsent
+                    unsent = self.connection.unsent
                     with trio.move_on_after(self._limits.send_timeout) as patience:
-                        await self._connection.wait_sent()
+                        await self.connection.wait_sent()
                     if patience.cancelled_caught:
-                        if self._connection.unsent < unsent:
+                        if self.connection.unsent < unsent:
                             continue
                         return CloseCode.TOO_SLOW, "too slow: nothing was taken in time; resume when ready"
                     self._blocked = False
