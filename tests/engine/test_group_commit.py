@@ -214,6 +214,43 @@ async def test_what_a_store_can_take_at_once_is_not_waited_for(
     assert trio.current_time() - started == COMMIT_INTERVAL + 1.0
 
 
+async def test_what_changes_while_it_is_shown_is_stored_too(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """Showing an event may make a session change: that is the next round's, which nobody has to wake."""
+    writer, store, _ = begin(nursery)
+    store.at_once = True
+    await store.claim("1", "ada", 1.0)
+    empty = FakeCommitter("2", empty=True)
+
+    class Answering(FakeCommitter):
+        def stored(self) -> None:
+            super().stored()
+            writer.mark(empty)
+
+    await trio.testing.wait_all_tasks_blocked()
+    writer.mark(Answering("1"))
+    assert empty.said == []
+    await writer.wait_idle()
+    assert empty.said == ["take", "stored"]
+
+
+async def test_nothing_is_stored_once_the_writer_has_ended(autojump_clock: Mock) -> None:
+    """What a session still does while the process goes down is as after a crash."""
+    store = NotingStore()
+    store.at_once = True
+    await store.claim("1", "ada", 1.0)
+    writer, one = GroupCommit(store, RecordingTelemetry()), FakeCommitter("1")
+    writer.mark(one)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        await writer.wait_idle()
+        nursery.cancel_scope.cancel()
+    assert one.said == ["take", "stored"]
+    writer.mark(one)
+    assert one.said == ["take", "stored"]
+
+
 async def test_what_a_store_refuses_at_once_is_refused(nursery: trio.Nursery, autojump_clock: Mock) -> None:
     """Only the session concerned; the others of the group are stored."""
     writer, store, telemetry = begin(nursery)
