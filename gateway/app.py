@@ -47,6 +47,7 @@ from gateway.config import Configuration
 from gateway.config_values import is_loopback_bind
 from gateway.core.errors import Draining
 from gateway.core.jwt_rules import TokenRules
+from gateway.core.metrics import METRICS, Metric
 from gateway.core.rate_limit import RateLimiter
 from gateway.core.worker_metrics import merge_pages
 from gateway.engine.admission import AdmissionRules, Admissions
@@ -97,7 +98,9 @@ class Seat:
     """… and to those of ``METRICS_BIND``."""
 
 
-def make_telemetry(settings: Settings, *, worker: int | None = None) -> StructlogTelemetry:
+def make_telemetry(
+    settings: Settings, *, worker: int | None = None, metrics: Sequence[Metric] = METRICS
+) -> StructlogTelemetry:
     """Logs to standard error, so that a command's own output stays clean.
 
     With ``worker`` every line says which of several processes wrote it.
@@ -108,6 +111,7 @@ def make_telemetry(settings: Settings, *, worker: int | None = None) -> Structlo
         log_format=settings.log_format,
         secrets=[settings.internal_api_key],
         bound={} if worker is None else {"worker": worker},
+        metrics=metrics,
     )
 
 

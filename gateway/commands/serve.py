@@ -21,6 +21,7 @@ from gateway.commands.running import (
 )
 from gateway.config import Configuration
 from gateway.core.errors import StoreUnavailable
+from gateway.core.metrics import OF_SUPERVISOR
 from gateway.workers.supervisor import Supervisor
 
 
@@ -97,7 +98,7 @@ async def serve(configuration: Configuration, stop: trio.Event) -> None:
 
 async def supervise(configuration: Configuration, stop: trio.Event) -> int:
     """Run the workers. Raises ``CommandFailed`` when the port cannot be had."""
-    telemetry = app.make_telemetry(configuration.settings)
+    telemetry = app.make_telemetry(configuration.settings, metrics=OF_SUPERVISOR)
     supervisor = Supervisor(
         configuration,
         telemetry,

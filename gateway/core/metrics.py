@@ -39,7 +39,14 @@ COUNTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 
 
 _COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 
+OF_SUPERVISOR: tuple[Metric, ...] = (
+    Metric("gateway_worker_up", _GAUGE, "1 when this worker answered, else 0.", ("worker",)),
+    Metric("gateway_worker_restarts_total", _COUNTER, "Times that a worker was started again.", ("worker",)),
+)
+"""Of ``gateway serve --workers``: what the one process that serves nobody says of the others."""
+
 METRICS: tuple[Metric, ...] = (
+    *OF_SUPERVISOR,
     # ---- the process
     Metric("gateway_info", _GAUGE, "1, with the version that runs.", ("version",)),
     Metric("gateway_draining", _GAUGE, "1 while this node stops, else 0."),
@@ -53,8 +60,6 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_bulkhead_catches_total", _COUNTER, "Crashes contained, by where.", ("where",)),
     Metric("gateway_errors_total", _COUNTER, "Errors told to clients, by code.", ("code",)),
     Metric("gateway_spans_exported_total", _COUNTER, "Spans exported, or lost on the way.", ("outcome",)),
-    Metric("gateway_worker_up", _GAUGE, "1 when this worker answered, else 0.", ("worker",)),
-    Metric("gateway_worker_restarts_total", _COUNTER, "Times that a worker was started again.", ("worker",)),
     # ---- sockets
     Metric("gateway_sockets_open", _GAUGE, "Open WebSockets, by what they speak.", ("dialect",)),
     Metric("gateway_sockets_closed_total", _COUNTER, "WebSockets ended, by close code.", ("code",)),

@@ -1,6 +1,6 @@
 """The way between the supervisor and one worker: MessagePack, its length first, over a pair of Unix sockets.
 
-That it ends is a message too: the other process is gone.
+That it ends is a message too: the other process is gone, or cannot be understood.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ class Channel:
             self._outgoing.send_nowait(_LENGTH.pack(len(data)) + data)
 
     async def run(self, take: Callable[[Message], None]) -> None:
-        """Send, and call ``take`` with each message that comes, until the other process is gone."""
+        """Send, and call ``take`` with each message that comes, until the other process is gone.
+
+        Or until something comes that is no message.
+        """
         async with self._stream, trio.open_nursery() as nursery:
             nursery.start_soon(self._send)
             await self._receive(take)
@@ -116,6 +119,9 @@ class Channel:
                 end = _LENGTH.size + _LENGTH.unpack_from(buffer)[0]
                 if len(buffer) < end:
                     break
-                message = decoder.decode(bytes(buffer[_LENGTH.size : end]))
+                try:
+                    message = decoder.decode(bytes(buffer[_LENGTH.size : end]))
+                except msgspec.DecodeError:
+                    return  # The other process is of another version: it was installed since.
                 del buffer[:end]
                 take(message)

@@ -26,7 +26,7 @@ from gateway.node_ports import ASK_METRICS
 from gateway.ports import Telemetry
 from gateway.workers.channel import Answer, Answers, Asking, Leaving, Listening, Message, Question
 from gateway.workers.ports import SharedPorts
-from gateway.workers.worker_process import StartWorker, Worker, WorkerProcess, dump_configuration
+from gateway.workers.worker_process import Place, StartWorker, Worker, WorkerProcess, dump_configuration
 
 STABLE_SECONDS: Final = 10.0
 """A worker that served for so long was well: it is started again at once."""
@@ -155,14 +155,18 @@ class Supervisor:
 
     async def _keep_running(self, seat: _Seat) -> None:
         while not self._stop.is_set():
-            code = await self._run_once(seat)
+            try:
+                code = await self._run_once(seat)
+            except OSError as error:  # no memory or no descriptors for a process, which may pass
+                self._telemetry.error("worker_not_started", worker=seat.number, cause=error)
+                code = _FAILED
             if self._stop.is_set():
                 return
             now = trio.current_time()
             served = 0.0 if seat.listened_at is None else now - seat.listened_at
-            self._telemetry.error(
-                "worker_ended", worker=seat.number, exit_code=code, served_s=round(served, 3)
-            )
+            # With 0 somebody had asked it to stop.
+            tell = self._telemetry.error if code else self._telemetry.warning
+            tell("worker_ended", worker=seat.number, exit_code=code, served_s=round(served, 3))
             seat.failures = 0 if served >= STABLE_SECONDS else seat.failures + 1
             if seat.failures >= MOST_FAILURES or not self._announced:
                 # At the first start what is wrong is for whoever started it to see, as with one process.
@@ -171,6 +175,7 @@ class Supervisor:
             if seat.failures:
                 # What would come to it goes to the others meanwhile.
                 self._ports.give_up(seat.number)
+                self._metrics_ports.give_up(seat.number)
                 with trio.move_on_after(self._backoff(seat.failures)):
                     await self._stop.wait()
             self._telemetry.count("gateway_worker_restarts_total", worker=str(seat.number))
@@ -178,11 +183,13 @@ class Supervisor:
     async def _run_once(self, seat: _Seat) -> int:
         seat.listened_at = None
         worker = await self._start_worker(
-            number=seat.number,
-            count=self._count,
-            configuration=self._dumped,
-            sockets=self._ports.of_worker(seat.number),
-            metrics_sockets=self._metrics_ports.of_worker(seat.number),
+            Place(
+                number=seat.number,
+                count=self._count,
+                configuration=self._dumped,
+                sockets=self._ports.of_worker(seat.number),
+                metrics_sockets=self._metrics_ports.of_worker(seat.number),
+            )
         )
         seat.worker = worker
         self._telemetry.info("worker_started", worker=seat.number, pid=worker.pid)

@@ -11,11 +11,13 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Protocol
 
 import trio
+from attrs import frozen
 
 from gateway.config import Configuration
 from gateway.workers.channel import Channel, Message, Setup
@@ -74,20 +76,21 @@ class Worker(Protocol):
         ...
 
 
-class StartWorker(Protocol):
-    """What ``WorkerProcess.start`` is to the supervisor."""
+@frozen
+class Place:
+    """What a worker is started with."""
 
-    async def __call__(
-        self,
-        *,
-        number: int,
-        count: int,
-        configuration: bytes,
-        sockets: Sequence[socket.socket],
-        metrics_sockets: Sequence[socket.socket],
-    ) -> Worker:
-        """Start a worker. Raises ``OSError``."""
-        ...
+    number: int
+    """From 1."""
+    count: int
+    configuration: bytes
+    """See ``dump_configuration``."""
+    sockets: Sequence[socket.socket]
+    metrics_sockets: Sequence[socket.socket]
+
+
+StartWorker = Callable[[Place], Awaitable[Worker]]
+"""Starts a worker; raises ``OSError``."""
 
 
 class WorkerProcess:
@@ -103,19 +106,12 @@ class WorkerProcess:
         return self._process.pid
 
     @classmethod
-    async def start(
-        cls,
-        *,
-        number: int,
-        count: int,
-        configuration: bytes,
-        sockets: Sequence[socket.socket],
-        metrics_sockets: Sequence[socket.socket],
-    ) -> WorkerProcess:
+    async def start(cls, place: Place) -> WorkerProcess:
         """Start it; it listens when it says so. Raises ``OSError``."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            descriptors = [each.fileno() for each in (theirs, *sockets, *metrics_sockets)]
+        with theirs, ExitStack() as undo:
+            undo.callback(ours.close)
+            descriptors = [each.fileno() for each in (theirs, *place.sockets, *place.metrics_sockets)]
             # -P and the path of this process: what lies in the current folder is not to be imported.
             process = await trio.lowlevel.open_process(
                 [sys.executable, "-P", "-m", _PROGRAM, str(theirs.fileno())],
@@ -125,14 +121,15 @@ class WorkerProcess:
                 process_group=0,
                 env=_environment(os.environ),
             )
+            undo.pop_all()
         channel = Channel(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
         channel.post(
             Setup(
-                number,
-                count,
-                configuration,
-                [each.fileno() for each in sockets],
-                [each.fileno() for each in metrics_sockets],
+                place.number,
+                place.count,
+                place.configuration,
+                [each.fileno() for each in place.sockets],
+                [each.fileno() for each in place.metrics_sockets],
             )
         )
         return cls(process, channel)

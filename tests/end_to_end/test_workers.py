@@ -140,6 +140,7 @@ def test_every_worker_is_a_node_and_metrics_are_of_all(gateway: Process) -> None
         assert sum(found.values()) == 60
         assert min(found[number] for number in "12") > 7
         assert len(series(gateway, "process_cpu_seconds_total")) == 3
+        assert set(series(gateway, "gateway_sessions_live")) == {"1", "2"}
     for opened in sockets:
         opened.__exit__(None, None, None)
 

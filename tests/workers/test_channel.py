@@ -79,6 +79,19 @@ async def test_its_end_is_noticed() -> None:
             await theirs._stream.aclose()
 
 
+async def test_what_is_no_message_ends_it() -> None:
+    """A worker of another version costs itself, and not the supervisor of all."""
+    ours, theirs = pair()
+    heard: list[Message] = []
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ours.run, heard.append)
+            await theirs._stream.send_all(b"\x00\x00\x00\x08\x81\xa4type\xa1X")
+    await theirs._stream.aclose()
+
+    assert heard == []
+
+
 async def test_keeps_little_for_a_process_that_hangs() -> None:
     """Nothing blocks and nothing grows without bounds."""
     ours, _theirs = pair()

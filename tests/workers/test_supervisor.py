@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import random
 import socket
@@ -21,6 +22,7 @@ from gateway.workers.supervisor import (
     STABLE_SECONDS,
     Supervisor,
 )
+from gateway.workers.worker_process import Place
 from tests.adapters.socket_harness import RecordingTelemetry
 
 Mock = trio.testing.MockClock
@@ -90,6 +92,7 @@ class Bench:
         self.code: int | None = None
         self.over = trio.Event()
         self.dies_at_once: int | None = None
+        self.refusal: OSError | None = None
         self.supervisor = Supervisor(
             load_configuration(
                 {"GATEWAY__STORE_URL": "redis://127.0.0.1/0", "GATEWAY__WORKERS": str(workers)},
@@ -103,17 +106,11 @@ class Bench:
             start_worker=self._start,
         )
 
-    async def _start(
-        self,
-        *,
-        number: int,
-        count: int,
-        configuration: bytes,
-        sockets: Sequence[socket.socket],
-        metrics_sockets: Sequence[socket.socket],
-    ) -> FakeWorker:
+    async def _start(self, place: Place) -> FakeWorker:
         await trio.lowlevel.checkpoint()
-        worker = FakeWorker(number, trio.current_time(), sockets, hangs=self.hangs)
+        if self.refusal is not None:
+            raise self.refusal
+        worker = FakeWorker(place.number, trio.current_time(), place.sockets, hangs=self.hangs)
         self.started.append(worker)
         if self.dies_at_once is not None:
             worker.end(self.dies_at_once)
@@ -218,6 +215,26 @@ async def test_a_worker_that_dies_soon_is_started_less_and_less_often(
     assert bench.code == 70
     assert bench.started[1].was_asked_to_stop
     assert "worker_given_up" in bench.telemetry.errors
+
+
+async def test_no_memory_for_a_process_is_a_failure_of_one_worker(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """It is tried again, later and later; the others go on."""
+    bench = Bench()
+    nursery.start_soon(bench.run)
+    await bench.settle()
+    await trio.sleep(STABLE_SECONDS)
+    bench.refusal = OSError(errno.ENOMEM, "Cannot allocate memory")
+    bench.started[0].kill()
+    await trio.sleep(1)
+    bench.refusal = None
+    await trio.sleep(2)
+
+    assert [worker.number for worker in bench.started] == [1, 2, 1]
+    assert bench.telemetry.errors.count("worker_not_started") == 2
+    assert not bench.started[1].was_asked_to_stop
+    bench.stop.set()
 
 
 async def test_a_start_that_fails_is_not_repeated(nursery: trio.Nursery, autojump_clock: Mock) -> None:
