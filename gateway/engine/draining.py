@@ -10,7 +10,6 @@ import trio
 from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import CloseCode
 from gateway.engine.group_commit import GroupCommit
-from gateway.engine.relayed_socket import RelayedSocket
 from gateway.engine.session_ownership import SessionOwnership
 from gateway.engine.session_runner import SessionRunner
 from gateway.engine.session_socket import SessionSocket
@@ -56,15 +55,15 @@ async def drain(
         for attachment in runner.attachments:
             if isinstance(attachment, SessionSocket) and attachment in sockets:
                 dismiss(attachment)
-        # Lanes of a socket that serves other sessions too.
+        # Lanes: the sockets they are of have been told.
         runner.end_sockets(CloseCode.RESTARTING, _REASON)
 
     with trio.move_on_after(limits.drain_timeout) as deadline:
         for runner in sessions.values():
             runner.departure.holds_turns = True
         if ownership.is_shared and group_commit is not None:
-            # Others serve what these show, so nothing here has to be given away first.
-            await _each(dismiss, [socket for socket in sockets if isinstance(socket, RelayedSocket)])
+            # Through another node they show the same, whose session it may be by then: this one's, too.
+            await _each(dismiss, [socket for socket in sockets if not isinstance(socket, SessionSocket)])
             await ownership.hand_over(
                 group_commit.wait_stored,
                 dismiss_from,

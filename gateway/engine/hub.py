@@ -286,8 +286,8 @@ class Hub:
         self, connection: ClientConnection, admission: Admission, session_id: str, dialect: Dialect
     ) -> tuple[SessionSocket, SessionRunner]:
         runner, had_session = await self._find(session_id)
-        if self.draining:
-            # It was admitted before, and loaded while the others were told to go.
+        if self.draining and not isinstance(connection, RemoteConnection):
+            # Admitted before, and loaded while the others were told to go. Who waits elsewhere may look on.
             raise Draining("This node is restarting. Reconnect.", retry_after=1)
         if not isinstance(connection, SessionLane):
             self._check_room()  # Many can be admitted before the first of them is counted.

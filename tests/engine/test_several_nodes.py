@@ -16,6 +16,7 @@ from gateway.core.websocket_protocol import Dialect
 from gateway.ports import ResumePoint
 from tests.conformance.session_store import RecordingTelemetry
 from tests.engine.fakes import Bench, FakeAgent, FakeConnection, user_message
+from tests.engine.test_multiplexed import open_multiplexed
 from tests.redis_groups import AnyRedis
 from tests.tracing_fake import CALLER
 
@@ -238,6 +239,36 @@ async def test_a_draining_node_lets_a_turn_end_that_cannot_move(
         assert socket.closed[0] == 1012
 
 
+async def test_a_turn_that_a_draining_node_ends_is_seen_through_another(redis_server: AnyRedis) -> None:
+    """A multiplexed socket is let go at once; its session, which cannot move yet, is relayed from then on."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        shared = open_multiplexed(one.bench)
+        shared.say({"type": "attach", "session_id": "s"})
+        shared.say(user_message(session_id="s", id="m"))
+        stream = await agent.stream(0)
+        stream.token("a")
+        await shared.wait_for("assistant_message")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.bench.hub.drain)
+            while shared.closed is None:
+                await shared.arrived.park()
+            assert shared.closed[0] == 1012
+            assert shared.types()[-1] == "draining"
+            again = two.bench.connect(dialect=V2, resume=resume_of(shared))
+            await again.wait_for("welcome")
+            stream.token("b")
+            await again.wait_for("assistant_message")
+            stream.done()
+
+        assert (await again.wait_for("turn_ended"))["outcome"] == "completed"
+        assert shared.text() + again.text() == "ab"
+        assert again.closed is not None
+        assert again.closed[0] == 1012
+        assert len(agent.streams) == 1
+
+
 async def test_a_draining_node_sends_nothing_new_and_leaves_it_to_the_next(
     redis_server: AnyRedis,
 ) -> None:
@@ -255,7 +286,6 @@ async def test_a_draining_node_sends_nothing_new_and_leaves_it_to_the_next(
             await trio.sleep(0.3)
             stream.done()
         assert socket.closed is not None
-        assert len(agent.streams) == 1
         again = two.bench.connect(dialect=V2, resume=resume_of(socket))
         second = await agent.stream(1)
         assert b"second" in second.request.message
@@ -264,6 +294,7 @@ async def test_a_draining_node_sends_nothing_new_and_leaves_it_to_the_next(
 
         assert (await again.wait_for("turn_ended"))["outcome"] == "completed"
         assert (socket.types() + again.types()).count("turn_started") == 2
+        assert len(agent.streams) == 2
         got = seqs(socket, again)
         assert got == list(range(1, len(got) + 1))
 

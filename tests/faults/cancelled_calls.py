@@ -21,7 +21,7 @@ from pathlib import Path
 from attrs import Factory, define, frozen
 
 from gateway.bench.process_figures import resident_kilobytes
-from tests.faults.node_process import LOAD_SETTINGS, Node, lines_of
+from tests.faults.node_process import LOAD_SETTINGS, Node, errors_in
 from tests.faults.talker import Talker
 
 PLACES = 50
@@ -149,7 +149,7 @@ async def _run(
     result.places = await _places(talkers)
     for talker in talkers:
         result.violations += talker.violations
-    result.violations += [f"gateway's log: {line[:300]}" for line in lines_of(log)]
+    result.violations += errors_in(log)
     if result.outcomes.keys() - {"cancelled"}:
         result.violations.append(f"other ends than by cancel: {dict(result.outcomes)}")
     for what in ("tasks", "files"):

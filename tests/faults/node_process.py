@@ -110,6 +110,11 @@ def allow_descriptors(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
+def errors_in(log: Path) -> list[str]:
+    """The errors that gateways have logged so far, for a list of violations."""
+    return [f"gateway's log: {line[:500]}" for line in lines_of(log) if re.search(r'"level": ?"error"', line)]
+
+
 def lines_of(log: Path) -> list[str]:
     """What gateways have logged so far."""
     return log.read_text("utf-8", "replace").splitlines()

@@ -18,7 +18,7 @@ from pathlib import Path
 from attrs import Factory, define, frozen
 
 from gateway.bench.emitter import EmitterConnection, Plan
-from tests.faults.node_process import LOAD_SETTINGS, Node, allow_descriptors, lines_of
+from tests.faults.node_process import LOAD_SETTINGS, Node, allow_descriptors, errors_in
 from tests.faults.talker import Talker
 from tests.redis_server import RedisServer
 
@@ -75,11 +75,11 @@ async def run(options: Options, progress: Callable[[str], None]) -> Result:
         log.write_bytes(b"")
         nodes = [await Node.start(settings, log)]
         try:
-            result = await _stop(options, nodes[0], progress)
+            result, talking = await _stop(options, nodes[0], progress)
             nodes.append(await Node.start(settings, log))
-            await _ask_again(result[1], nodes[1], result[0])
-            result[0].violations += [f"gateway's log: {line[:300]}" for line in lines_of(log)]
-            return result[0]
+            await _ask_again(talking, nodes[1], result)
+            result.violations += errors_in(log)
+            return result
         finally:
             for node in nodes:
                 await node.kill()
