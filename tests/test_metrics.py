@@ -305,9 +305,8 @@ async def test_what_the_gateway_adds_is_the_store(nursery: trio.Nursery, autojum
     assert now["gateway_first_event_added_seconds_sum", ()] == pytest.approx(0.04)
 
 
-async def test_nobody_s_absence_is_timed(nursery: trio.Nursery, autojump_clock: Any) -> None:
-    """Events that a client comes back for count as replayed, and not as slow."""
-    subject = measured(nursery)
+async def miss(subject: Measured, tokens: int) -> None:
+    """Lose the socket of a turn, and come back for so many tokens."""
     await subject.bench.start()
     client = subject.bench.connect(dialect=Dialect.V2_JSON)
     epoch = (await client.wait_for("welcome"))["epoch"]
@@ -316,11 +315,17 @@ async def test_nobody_s_absence_is_timed(nursery: trio.Nursery, autojump_clock: 
     await client.wait_for("turn_started")
     client.drop()
     await trio.sleep(1)
-    for _ in range(EVENTS_PER_SAMPLE + 1):
+    for _ in range(tokens):
         stream.token("x")
     await trio.sleep(30)
     again = subject.bench.connect(dialect=Dialect.V2_JSON, resume=ResumePoint(epoch, 1))
     await again.wait_for("assistant_message")
+
+
+async def test_nobody_s_absence_is_timed(nursery: trio.Nursery, autojump_clock: Any) -> None:
+    """Events that a client comes back for count as replayed, and not as slow."""
+    subject = measured(nursery)
+    await miss(subject, EVENTS_PER_SAMPLE + 1)
 
     now = subject.samples()
 
@@ -386,19 +391,6 @@ async def test_a_multiplexed_socket_is_counted(nursery: trio.Nursery, autojump_c
 async def test_replayed_events_are_counted(nursery: trio.Nursery, autojump_clock: Any, missed: int) -> None:
     """However few they are."""
     subject = measured(nursery)
-    await subject.bench.start()
-    client = subject.bench.connect(dialect=Dialect.V2_JSON)
-    epoch = (await client.wait_for("welcome"))["epoch"]
-    client.say(message(1))
-    stream = await subject.bench.agent.stream(0)
-    await client.wait_for("turn_started")
-    client.drop()
-    await trio.sleep(1)
-    for _ in range(missed):
-        stream.token("x")
-    await trio.sleep(1)
-    await subject.bench.connect(dialect=Dialect.V2_JSON, resume=ResumePoint(epoch, 1)).wait_for(
-        "assistant_message"
-    )
+    await miss(subject, missed)
 
     assert subject.samples()["gateway_replayed_events_total", ()] == missed

@@ -230,6 +230,7 @@ async def test_a_bench_is_counted_alike_in_all_places(subjects: Subjects) -> Non
         == count
     )
     assert figures.metric("gateway_events_total") == count
+    assert figures.by("gateway_agent_events_total", "type") == {}
     assert figures.by("gateway_turns_total", "outcome") == {"completed": 3 * SESSIONS}
     assert figures.metric("gateway_turn_seconds_count") == 3 * SESSIONS
     assert figures.metric("gateway_first_event_seconds_count") == 3 * SESSIONS
