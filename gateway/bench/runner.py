@@ -52,7 +52,7 @@ class Runner:
         outcomes: list[Outcome] = []
         for step, subjects in work:
             mine = [Outcome(step, subject) for subject in subjects if step.peers_can or not subject.is_peer]
-            outcomes += _once_per_process(mine) if step.needs_fresh_process else mine
+            outcomes += _once_per_process(mine) if step.kind == "idle" else mine
         # Memory first, in processes of its own; then all others beside each other in processes that last.
         for step, _ in work:
             if step.needs_fresh_process:

@@ -27,8 +27,15 @@ _RETENTION = 600.0
 _DETACH_GRACE = 120.0
 _STOPPING_SECONDS = 300.0
 """How long turns may take that run at the end of the time."""
+JUDGED = ("resident_mb", "rest_mb", "descriptors")
+"""Figures that must not grow. The others say why these move: what is held, and how many sessions there are, is
+the load's doing, which is as even as the machine is idle; a journal on disk comes and goes."""
 _FIGURES: Mapping[str, tuple[str, Callable[[Sample], float | None]]] = {
     "resident_mb": ("resident MB", lambda sample: sample.resident_mb),
+    "rest_mb": (
+        "… less what is held MB",
+        lambda sample: None if sample.held_mb is None else sample.resident_mb - sample.held_mb,
+    ),
     "held_mb": ("held for replay MB", lambda sample: sample.held_mb),
     "sessions_live": ("sessions in memory", lambda sample: sample.sessions_live),
     "descriptors": ("descriptors", lambda sample: float(sample.descriptors)),

@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 import msgspec
 
 from gateway.bench.report import aligned, machine
-from gateway.bench.soak import Soak, SoakOutcome
+from gateway.bench.soak import JUDGED, Soak, SoakOutcome
 from gateway.bench.socket_client import BenchError
 
 _WIDTH, _HEIGHT = 900, 220
@@ -62,9 +62,9 @@ def soak_table(soak: Soak, outcomes: Sequence[SoakOutcome]) -> str:
                 "most": f"{trend.most:.1f}",
                 "per hour": f"{trend.slope_per_hour:+.2f}",
                 "%": f"{trend.slope_per_hour / trend.mean * 100 if trend.mean else 0.0:+.1f}",
-                "flat": "yes" if trend.is_flat else "NO",
+                "flat": "" if name not in JUDGED else "yes" if trend.is_flat else "NO",
             }
-            for title, trend in outcome.trends().values()
+            for name, (title, trend) in outcome.trends().items()
         ]
         lines = [
             f"soak: {outcome.subject.name}, {soak.sessions} sessions at a time, a token each "
