@@ -24,7 +24,8 @@ from gateway.reference_agent.llm_spool_protocol import (
     decode_line,
     identity,
 )
-from gateway.reference_agent.settings import LLM_KEY_VARIABLE, AgentSettings
+from gateway.reference_agent.llm_spool_start import start_spool
+from gateway.reference_agent.settings import AgentSettings
 
 START_TIMEOUT = 10.0
 """Seconds a spool may take to start; then the runtime asks the LLM itself."""
@@ -111,6 +112,7 @@ class SpoolLink:
                         end = end or heard.take(line)
                     await say(*heard.new_pieces())
         except SpoolLostError:
+            self._log.warning("llm_spool_lost", session_id=ask.session_id)
             await self._drop_presence()
             raise
         if isinstance(end, Failure):
@@ -259,42 +261,6 @@ async def _send(stream: trio.SocketStream, message: Mapping[str, Any]) -> None:
             await stream.send_all(orjson.dumps(message) + b"\n")
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as exc:
         raise SpoolLostError from exc
-
-
-class SpoolProcess:
-    """A process that was started; once it is seen to have ended, it is no zombie any more."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._code: int | None = None
-
-    def exit_code(self) -> int | None:
-        """How it has ended (negative: by which signal), None while it runs. Never blocks."""
-        if self._code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self._code = os.waitstatus_to_exitcode(status) if pid else None
-        return self._code
-
-
-def start_spool(db: str, settings: AgentSettings) -> SpoolProcess:
-    """Start a spool as a process in a session of its own, so that no signal to ours reaches it.
-
-    The LLM's key is in its environment and nowhere else; the gateway's secrets are not. Raises `OSError`.
-    """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY__")}
-    environment.pop(LLM_KEY_VARIABLE, None)
-    if settings.llm_key:
-        environment[LLM_KEY_VARIABLE] = settings.llm_key
-    program = [sys.executable, "-m", "gateway.reference_agent.llm_spool_process"]
-    nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1)]
-    pid = os.posix_spawn(
-        sys.executable,
-        [*program, "--db", db, "--llm-url", settings.llm_url, "--keep", str(settings.llm_keep)],
-        environment,
-        file_actions=nothing,
-        setsid=True,
-    )
-    return SpoolProcess(pid)
 
 
 @asynccontextmanager

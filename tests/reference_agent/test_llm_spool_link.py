@@ -1,7 +1,6 @@
 """The runtime's side of the spool, over a unix socket to a spool in this process."""
 
 import functools
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,15 +19,11 @@ from gateway.reference_agent.llm_spool_link import (
     Heard,
     SpoolLink,
     SpoolLostError,
-    SpoolProcess,
-    SpoolUnavailableError,
-    start_spool,
 )
 from gateway.reference_agent.llm_spool_place import SpoolPlace, place_of
 from gateway.reference_agent.llm_spool_process import listen
 from gateway.reference_agent.llm_spool_protocol import End, encode_lines
 from gateway.reference_agent.llm_spool_server import SpoolServer
-from gateway.reference_agent.settings import AgentSettings
 
 from .fake_llm import FakeLlm, Reply, chunk, says
 
@@ -301,20 +296,3 @@ def test_an_answer_that_does_not_continue_the_text_is_lost(lines: list[bytes]) -
     assert [heard.take(line) for line in good] == [None] * len(good)
     with pytest.raises(SpoolLostError):
         heard.take(bad)
-
-
-async def test_a_process_that_cannot_start_makes_the_spool_unavailable(place: SpoolPlace) -> None:
-    """At once, and it is no zombie afterwards."""
-    started: list[SpoolProcess] = []
-
-    def start() -> Callable[[], int | None]:
-        started.append(start_spool(str(place.lock.parent / "no" / "db"), AgentSettings()))
-        return started[-1].exit_code
-
-    async with trio.open_nursery() as nursery:
-        link = SpoolLink(place, b"us", start, nursery)
-        with pytest.raises(SpoolUnavailableError):
-            await link.connect()
-    assert [process.exit_code() for process in started] == [1]
-    with pytest.raises(ProcessLookupError):
-        os.kill(started[0].pid, 0)

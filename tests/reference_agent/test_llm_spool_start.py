@@ -1,0 +1,30 @@
+"""The spool's process, as its runtime starts it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from gateway.reference_agent.llm_spool_link import SpoolLink, SpoolUnavailableError
+from gateway.reference_agent.llm_spool_place import place_of
+from gateway.reference_agent.llm_spool_start import SpoolProcess, start_spool
+from gateway.reference_agent.settings import AgentSettings
+
+
+async def test_a_process_that_cannot_start_makes_the_spool_unavailable(short_folder: Path) -> None:
+    """At once, and it is no zombie afterwards."""
+    started: list[SpoolProcess] = []
+
+    def start() -> Callable[[], int | None]:
+        started.append(start_spool(str(short_folder / "no" / "db"), AgentSettings()))
+        return started[-1].exit_code
+
+    async with trio.open_nursery() as nursery:
+        link = SpoolLink(place_of(str(short_folder / "db")), b"us", start, nursery)
+        with pytest.raises(SpoolUnavailableError):
+            await link.connect()
+    assert [process.exit_code() for process in started] == [1]
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0].pid, 0)
