@@ -46,6 +46,7 @@ def unhurried_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proces
 def two_workers(agent: Process, redis: RedisServer, folder: Path) -> Iterator[Process]:
     """A gateway of two workers."""
     settings = {"WORKERS": "2", "STORE_URL": redis.url, "NODE_LEASE": "1", "DRAIN_TIMEOUT": "3"}
+    settings["METRICS_BIND"] = "127.0.0.1:0"
     with running_gateway(folder, agent.url, **settings) as process:
         yield process
 
@@ -143,6 +144,25 @@ def test_every_worker_is_a_node_and_metrics_are_of_all(gateway: Process) -> None
         assert set(series(gateway, "gateway_sessions_live")) == {"1", "2"}
     for opened in sockets:
         opened.__exit__(None, None, None)
+
+
+def test_metrics_have_an_address_of_their_own(gateway: Process) -> None:
+    """One for all workers, and each answers for all there too."""
+    addresses = set(re.findall(r'"metrics_listening", "worker": \d, "urls": \["([^"]*)"\]', gateway.log))
+    assert len(addresses) == 1
+    for _ in range(4):
+        with urllib.request.urlopen(f"{next(iter(addresses))}/metrics", timeout=10) as answer:
+            page = answer.read()
+        assert b'gateway_info{worker="1",' in page
+        assert b'gateway_info{worker="2",' in page
+
+
+def test_a_worker_shows_nothing_of_the_settings(gateway: Process) -> None:
+    """Neither in its environment nor on its command line, which other programs of the user can read."""
+    for pid in pids(gateway).values():
+        for name in ("environ", "cmdline"):
+            assert b"GATEWAY__" not in Path(f"/proc/{pid}/{name}").read_bytes()
+            assert b"redis://" not in Path(f"/proc/{pid}/{name}").read_bytes()
 
 
 def test_the_dashboard_finds_a_session_wherever_it_runs(gateway: Process) -> None:
