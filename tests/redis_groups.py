@@ -199,6 +199,12 @@ class ClusterGroup:
 
         return begin, move_keys, end
 
+    def give(self, slot: int, source: RedisServer, target: RedisServer) -> None:
+        """Make a slot another master's, without its keys."""
+        target_id = target.ask("CLUSTER MYID")
+        assert target.ask(f"CLUSTER SETSLOT {slot} IMPORTING {source.ask('CLUSTER MYID')}") == "+OK"
+        assert target.ask(f"CLUSTER SETSLOT {slot} NODE {target_id}") == "+OK"
+
     def is_replicated(self, master: RedisServer) -> bool:
         """Whether its replica has all that a master wrote."""
         facts = master.ask("INFO replication")

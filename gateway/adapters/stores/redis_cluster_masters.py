@@ -16,7 +16,7 @@ import trio
 from attrs import define, field
 from coredis.connection import TCPConnection
 
-from gateway.adapters.stores.redis_cluster_view import NOTHING_SEEN, ClusterView, view_from
+from gateway.adapters.stores.redis_cluster_view import NOTHING_SEEN, ClusterView, newest, view_from
 from gateway.adapters.stores.redis_connection import IsThere, ShardOf
 from gateway.adapters.stores.redis_keys import SLOTS, Shard, slot_of
 from gateway.adapters.stores.redis_link import (
@@ -226,7 +226,7 @@ class ClusterMasters:
                     nursery.start_soon(hear, address, None)
         if not views:
             raise failures[0]
-        return max(views, key=lambda view: (view.epoch, view.is_well))
+        return newest(views)
 
     def _take(self, view: ClusterView) -> None:
         self.view = view

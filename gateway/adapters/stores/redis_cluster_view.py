@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import field, frozen
@@ -54,6 +54,11 @@ class ClusterView:
 
 
 NOTHING_SEEN = ClusterView(epoch=-1, is_well=False, ranges=())
+
+
+def newest(views: Sequence[ClusterView]) -> ClusterView:
+    """The one to believe: a node that was cut off from the others goes on believing in itself."""
+    return max(views, key=lambda view: (view.epoch, view.is_well))
 
 
 def view_from(asked: RedisAddress, info: bytes, slots: Any) -> ClusterView:

@@ -57,6 +57,10 @@ class Network:
         self.is_whole = trio.Event()
         self.is_whole.set()
 
+    def lead_to(self, port: int) -> None:
+        """Take new connections elsewhere."""
+        self._target_port = port
+
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Forward until cancelled."""
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

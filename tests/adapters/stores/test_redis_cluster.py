@@ -231,6 +231,26 @@ async def test_a_planned_failover_is_hardly_noticed(cluster: ClusterGroup) -> No
     assert "store_lost_data" not in place.telemetry.events()
 
 
+async def test_a_master_that_is_given_slots_without_their_keys_is_asked_what_it_has(
+    cluster: ClusterGroup,
+) -> None:
+    """As a repair does after a master without a replica is gone: the loss is noticed before anybody asks."""
+    place = Place(cluster.url)
+    async with place.open() as store:
+        await begin(store)
+        source, target, other, _ = cluster.servers
+        session_id = sessions_on(cluster, source)[0]
+        cluster.give(slot_of(f"gateway:{{{session_id}}}:head".encode()), source, target)
+        with trio.fail_after(5):
+            while "store_lost_data" not in place.telemetry.events():
+                await until_works(store)
+                await trio.sleep(0.05)
+
+        with pytest.raises(CommitRefused, match="not known"):
+            await store.commit([numbered_commit(session_id, 2)])
+        assert (await held(store, sessions_on(cluster, other)[0])).last_seq == 3
+
+
 async def test_what_is_no_whole_cluster_says_so(tmp_path: Path, redis_server: RedisServer) -> None:
     """A node without a cluster, a cluster without all slots, a node by a URL for one server, nobody."""
     lonely = ClusterGroup(tmp_path, 1)

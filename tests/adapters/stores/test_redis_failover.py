@@ -209,6 +209,39 @@ async def test_a_loss_is_told_though_others_have_written_more_since(tmp_path: Pa
     assert "store_lost_data" in cut.telemetry.events()
 
 
+async def test_a_master_that_became_a_replica_behind_an_address_is_left(tmp_path: Path) -> None:
+    """Nobody cut the connection to it: what it refuses says so, and the address leads elsewhere by now."""
+    servers = [RedisServer(tmp_path, ports=PORTS) for _ in range(2)]
+    try:
+        for server in servers:
+            server.start()
+        former, successor = servers
+        network = Network(former.port)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(network.serve)
+            place = Place(f"redis://127.0.0.1:{network.port}")
+            async with place.open() as store:
+                await store.claim("s", "ada", 1.0)
+                await store.commit([numbered_commit("s", 1)])
+                assert successor.ask(f"REPLICAOF 127.0.0.1 {former.port}") == "+OK"
+                await trio.to_thread.run_sync(
+                    wait_until, lambda: successor.says("INFO replication", "master_link_status:up")
+                )
+                assert successor.ask("REPLICAOF NO ONE") == "+OK"
+                assert former.ask(f"REPLICAOF 127.0.0.1 {successor.port}") == "+OK"
+                network.lead_to(successor.port)
+                with pytest.raises(StoreUnavailable, match="refuses to write"):
+                    await store.commit([numbered_commit("s", 2)])
+                assert await until_works(store) < RECOVERY
+                await store.commit([numbered_commit("s", 2)])
+                assert (await held(store)).last_seq == 6
+            nursery.cancel_scope.cancel()
+    finally:
+        for server in servers:
+            server.kill()
+    assert "store_lost_data" not in place.telemetry.events()
+
+
 async def test_the_newest_of_the_sentinels_opinions_counts(group: SentinelGroup, tmp_path: Path) -> None:
     """One that was cut off still names the old master; one that is not there is passed over."""
     former = group.master

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ from attrs import define, field
 
 from gateway.adapters.stores.redis import RedisStore
 from gateway.adapters.stores.redis_keys import slot_of
+from gateway.adapters.stores.redis_location import RedisAddress
+from gateway.adapters.stores.redis_one_master import OneMaster
 from gateway.core.letters import Letter, Took
 from tests.adapters.stores.redis_place import Place
 from tests.redis_groups import ClusterGroup, SentinelGroup, wait_until
+from tests.redis_server import RedisServer
 
 RECOVERY = 4.0
 """Seconds until letters arrive again, the promotion of another master included."""
@@ -135,6 +139,13 @@ async def test_letters_arrive_again_after_a_failover_in_a_cluster(cluster: Clust
             await two.write(one, 2)
 
 
+def is_written_to(store: RedisStore, server: RedisServer) -> bool:
+    """Whether that is where a store writes by now."""
+    connection = store._connection
+    assert isinstance(connection, OneMaster)
+    return connection._link.is_up and connection.is_current(RedisAddress("127.0.0.1", server.port), b"")
+
+
 async def test_letters_arrive_again_after_a_failover_by_sentinels(sentinels: SentinelGroup) -> None:
     """Also when the former master lives on, cut off: nobody publishes there any more."""
     async with two_nodes(sentinels.url) as (one, two):
@@ -142,6 +153,8 @@ async def test_letters_arrive_again_after_a_failover_by_sentinels(sentinels: Sen
         former = sentinels.master
         former.isolate()
         await trio.to_thread.run_sync(wait_until, lambda: sentinels.master is not former)
+        for box in (one, two):
+            await trio.to_thread.run_sync(wait_until, partial(is_written_to, box.store, sentinels.master))
         with trio.fail_after(RECOVERY):
             await one.write(two, 2)
             await two.write(one, 3)
