@@ -28,8 +28,8 @@ _DETACH_GRACE = 120.0
 _STOPPING_SECONDS = 300.0
 """How long turns may take that run at the end of the time."""
 JUDGED = ("resident_mb", "rest_mb", "descriptors")
-"""Figures that must not grow. The others say why these move: what is held, and how many sessions there are, is
-the load's doing, which is as even as the machine is idle; a journal on disk comes and goes."""
+"""Figures that must not grow. The others say why these move: what is held, and for how many sessions, is the
+load's doing, which is as even as the machine is idle; a journal on disk comes and goes."""
 _FIGURES: Mapping[str, tuple[str, Callable[[Sample], float | None]]] = {
     "resident_mb": ("resident MB", lambda sample: sample.resident_mb),
     "rest_mb": (
