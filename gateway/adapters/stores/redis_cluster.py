@@ -142,16 +142,18 @@ class RedisCluster(RedisConnection):
             sent += [commands[index] for index in unit]
             places += unit
         try:
-            found = await self._masters.link(address).batch(sent, large=large, durable=durable)
+            link = self._masters.link(address)
+            found = await link.batch(sent, large=large, durable=durable)
         except StoreUnavailable as error:
             self._masters.is_amiss()
             found = [error] * len(sent)
         for place, answer in zip(places, found, strict=True):
-            if isinstance(answer, BaseException) and not isinstance(answer, _REDIRECTS):
-                answer = self._masters.link(address).unavailable(answer)
+            if place is None:
+                continue
+            answers[place] = answer
+            if isinstance(answer, BaseException) and not isinstance(answer, (*_REDIRECTS, StoreUnavailable)):
+                answers[place] = link.unavailable(answer)
                 self._masters.is_amiss()
-            if place is not None:
-                answers[place] = answer
 
     def _redirected(
         self, units: list[_Unit], answers: list[Answer]
@@ -233,7 +235,10 @@ class RedisCluster(RedisConnection):
         lost = await self.check_kept(ask, is_there)
         if not lost:
             return
-        if arrival is not None and arrival.uptime < self._masters.amiss_for():
+        took_over = arrival is None or arrival.took_over
+        if took_over is None and arrival is not None:
+            took_over = arrival.uptime >= self._masters.amiss_for()
+        if not took_over:
             # It was restarted and may hold a copy of any age.
             self._is_in_doubt = True
             self._masters.is_amiss()

@@ -56,9 +56,10 @@ class Arrival(NamedTuple):
 
     uptime: float
     """Seconds that its process has run for."""
-    took_over: bool
+    took_over: bool | None
     """Whether it follows another one that a connection was had to, and ran while that one did. So what it
-    lacks is only the newest of what that one had; one that was restarted may hold a copy of any age."""
+    lacks is only the newest of what that one had; one that was restarted may hold a copy of any age. None:
+    this is the first one that was connected to."""
 
 
 Arrive = Callable[[Ask, Arrival], Awaitable[None]]
@@ -249,7 +250,9 @@ class RedisLink:
     async def _prepare(self, connection: TCPConnection) -> None:
         before, facts = self._facts, await self._preparation.prepare(connection)
         silent_for = trio.current_time() - self._lost_at + CALL_DEADLINE
-        took_over = before is not None and facts.run_id != before.run_id and facts.uptime > silent_for
+        took_over = None
+        if before is not None:
+            took_over = facts.run_id != before.run_id and facts.uptime > silent_for
 
         async def ask(commands: Sequence[Command]) -> list[Answer]:
             answers: list[Answer] = await pipeline(connection, commands)

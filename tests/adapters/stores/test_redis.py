@@ -297,6 +297,23 @@ async def test_of_two_gateways_only_the_one_that_is_up_to_date_writes(redis_serv
         assert (await held(paused)).last_seq == 9
 
 
+async def test_what_one_gateway_doubts_stays_believed_of_another(
+    redis_server: RedisServer,
+) -> None:
+    """It learns of the new generation, so that what it writes from then on is believed by all."""
+    place = Place(redis_server.url)
+    async with place.open() as store:
+        await store.claim("s", "ada", 1.0)
+        redis_server.ask("SET gateway:generation another")
+        await store.maintain()
+        await store.commit([EVERYTHING])
+    async with place.open() as store:
+        found = await held(store)
+        assert found.record == EVERYTHING.record
+        assert found.queue == EVERYTHING.queued
+    assert place.telemetry.events() == []
+
+
 async def test_only_sessions_at_rest_run_out_by_themselves(redis_server: RedisServer) -> None:
     """Twice the longer promise after they were last written; never what was accepted and not carried out."""
     async with Place(redis_server.url).open() as store:

@@ -11,7 +11,7 @@ import trio
 from gateway.adapters.stores.redis import RedisStore
 from gateway.adapters.stores.redis_keys import cluster_shards, slot_of
 from gateway.core.errors import StoreUnavailable
-from gateway.core.storage import CommitRefused, SessionCommit
+from gateway.core.storage import CommitRefused, SessionCommit, StoredSession
 from tests.adapters.stores.redis_place import Place, until_works
 from tests.conformance.session_store import RECORD, events, held, message, numbered_commit
 from tests.redis_groups import ClusterGroup, wait_until
@@ -229,6 +229,59 @@ async def test_a_planned_failover_is_hardly_noticed(cluster: ClusterGroup) -> No
             await commit_until_stored(store, numbered_commit(session_id, number))
             assert (await held(store, session_id)).last_seq == 3 * number
     assert "store_lost_data" not in place.telemetry.events()
+
+
+async def test_slots_that_nobody_has_are_refused_in_time(cluster: ClusterGroup) -> None:
+    """And served again when somebody has them."""
+    async with Place(cluster.url).open() as store:
+        await begin(store)
+        source, *others, _ = cluster.servers
+        session_id = sessions_on(cluster, source)[0]
+        slot = slot_of(f"gateway:{{{session_id}}}:head".encode())
+        for server in (source, *others):
+            assert server.ask(f"CLUSTER DELSLOTS {slot}") == "+OK"
+        for _ in range(4):
+            started = trio.current_time()
+            with pytest.raises(StoreUnavailable):
+                await store.load(session_id)
+            assert trio.current_time() - started < 1.0
+            await trio.sleep(0.3)
+        assert source.ask(f"CLUSTER ADDSLOTS {slot}") == "+OK"
+        await until(lambda: cluster.servers[1].says("CLUSTER INFO", "cluster_state:ok"))
+        with trio.fail_after(RECOVERY):
+            await commit_until_stored(store, numbered_commit(session_id, 2))
+
+
+async def until_doubted(store: RedisStore, session_id: str) -> StoredSession:
+    """Load a session until it has an epoch that nobody gave it."""
+    while True:
+        found = await held(store, session_id)
+        assert found.record is not None
+        if found.record.epoch != "e":
+            return found
+        await trio.sleep(0.05)
+
+
+async def test_a_cluster_restored_from_an_older_copy_begins_new_epochs(tmp_path: Path) -> None:
+    """A master that was restarted may hold anything: also a session is in doubt that seems to be whole."""
+    cluster = ClusterGroup(tmp_path, 1)
+    cluster.start()
+    try:
+        (server,) = cluster.servers
+        place = Place(cluster.url)
+        async with place.open() as store:
+            await begin(store)
+            assert server.ask("SAVE") == "+OK"
+            await store.commit([SessionCommit("s1", record=RECORD, events=events(4, 4))])
+            server.kill()
+            await trio.to_thread.run_sync(server.start)
+            await until(lambda: server.says("CLUSTER INFO", "cluster_state:ok"))
+            await until_works(store)
+            with trio.fail_after(RECOVERY):
+                assert (await until_doubted(store, "s2")).last_seq == 3
+    finally:
+        cluster.kill()
+    assert "store_lost_data" in place.telemetry.events()
 
 
 async def test_a_master_that_is_given_slots_without_their_keys_is_asked_what_it_has(

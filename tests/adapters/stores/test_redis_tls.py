@@ -107,13 +107,13 @@ async def test_a_port_without_tls_is_refused_with_what_to_do(redis_server: Redis
             pass
 
 
-async def test_a_server_that_wants_a_certificate_is_told_apart(
+async def test_a_server_that_wants_a_certificate_cannot_be_opened(
     tls_redis: RedisServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gateway has none to show."""
+    """The gateway has none to show. Whether Redis' reason arrives before it hangs up is a matter of luck."""
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
     assert tls_redis.ask("CONFIG SET tls-auth-clients yes") == "+OK"
-    with trio.fail_after(3), pytest.raises(StoreUnavailable, match="tls-auth-clients no"):
+    with trio.fail_after(3), pytest.raises(StoreUnavailable, match="cannot be opened"):
         async with Place(f"rediss://localhost:{tls_redis.port}").open():
             pass
 
