@@ -78,6 +78,20 @@ class SentinelGroup:
         ports = sorted(sentinel.master_port for sentinel in self.sentinels)
         return next(server for server in self.servers if server.port == ports[1])
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the replica has all that the master wrote, and ran long before anything happens to that.
+
+        One that has not may have been restarted from a copy of any age.
+        """
+        uptimes = (server.ask("INFO server").split("uptime_in_seconds:")[1] for server in self.servers)
+        return self.is_replicated and min(int(uptime.split()[0]) for uptime in uptimes) >= 2
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether the replica has all that the master wrote."""
+        return _is_replicated(self.master)
+
     def start(self) -> None:
         """Start all, and return when the sentinels know of each other and of the replica."""
         with _undone_by(self.kill):
@@ -89,6 +103,15 @@ class SentinelGroup:
             for sentinel in self.sentinels:
                 wait_until(partial(sentinel.says, "INFO sentinel", "slaves=1,sentinels=3"))
             wait_until(partial(self.servers[1].says, "INFO replication", "master_link_status:up"))
+
+    def ask(self, command: str) -> str:
+        """What the master answers."""
+        return self.master.ask(command)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send both servers a signal; not the sentinels."""
+        for server in self.servers:
+            server.signal(number)
 
     def empty(self) -> None:
         """Drop all data and all functions."""
@@ -207,9 +230,7 @@ class ClusterGroup:
 
     def is_replicated(self, master: RedisServer) -> bool:
         """Whether its replica has all that a master wrote."""
-        facts = master.ask("INFO replication")
-        offset = facts.split("master_repl_offset:")[1].split()[0]
-        return f"offset={offset}," in facts
+        return _is_replicated(master)
 
     def agree_on(self, master: RedisServer) -> bool:
         """Whether the other masters that run know of one that took over."""
@@ -264,6 +285,12 @@ class ClusterGroup:
             server.kill()
 
 
+def _is_replicated(master: RedisServer) -> bool:
+    facts = master.ask("INFO replication")
+    offset = facts.split("master_repl_offset:")[1].split()[0]
+    return f"offset={offset}," in facts
+
+
 def _different_ports(count: int) -> Iterator[int]:
     """Ports that are free now; chosen before any of them is used."""
     found: set[int] = set()
@@ -272,7 +299,7 @@ def _different_ports(count: int) -> Iterator[int]:
     return iter(found)
 
 
-AnyRedis = RedisServer | ClusterGroup
+AnyRedis = RedisServer | ClusterGroup | SentinelGroup
 """What a test can run on either of."""
 
 

@@ -12,6 +12,7 @@ from gateway.adapters.stores.redis import RedisStore
 from gateway.adapters.stores.redis_location import RedisAddress, RedisLocation
 from gateway.adapters.stores.sqlite import SqliteStore
 from tests.conformance.session_store import RecordingTelemetry, SettableClock
+from tests.redis_groups import ClusterGroup, SentinelGroup
 from tests.redis_server import RedisServer
 
 
@@ -60,12 +61,19 @@ def test_other_urls_are_refused_with_what_is_supported(url: str, says: str) -> N
     assert "hunter2" not in str(caught.value)
 
 
-async def test_the_url_decides_the_store(tmp_path: Path, redis_server: RedisServer) -> None:
+async def test_the_url_decides_the_store(
+    tmp_path: Path,
+    redis_server: RedisServer,
+    redis_sentinels: SentinelGroup,
+    redis_cluster: ClusterGroup,
+) -> None:
     """One scheme for each store; the file's directory is made for it."""
     for url, kind in (
         ("memory://", MemoryStore),
         (f"sqlite:///{tmp_path}/new/gateway.db", SqliteStore),
         (redis_server.url, RedisStore),
+        (redis_sentinels.url, RedisStore),
+        (redis_cluster.url, RedisStore),
     ):
         async with open_session_store(
             url, full_sync=False, dedupe_window=1.0, clock=SettableClock(), telemetry=RecordingTelemetry()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,6 @@ from tests.redis_server import RedisServer
 RECOVERY = 3.0
 """Seconds after the promotion within which a store works again."""
 SESSIONS = [f"s{number}" for number in range(30)]
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[ClusterGroup]:
-    """Three masters to be hurt; the first has a replica."""
-    group = ClusterGroup(tmp_path, 3, 1)
-    group.start()
-    try:
-        yield group
-    finally:
-        group.kill()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,26 +24,20 @@ RECOVERY = 3.0
 """Seconds after the promotion within which a store works again."""
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[SentinelGroup]:
-    """A master, a replica and sentinels, to be hurt."""
-    group = SentinelGroup(tmp_path)
-    group.start()
-    try:
-        yield group
-    finally:
-        group.kill()
-
-
-async def until_replicated(group: SentinelGroup) -> None:
+async def until_replicated(sentinels: SentinelGroup) -> None:
     """Wait until the replica has all that the master wrote."""
-    await trio.to_thread.run_sync(wait_until, lambda: is_replicated(group))
+    await trio.to_thread.run_sync(wait_until, lambda: sentinels.is_replicated)
 
 
-async def until_promoted(group: SentinelGroup, former: RedisServer) -> RedisServer:
+async def until_settled(sentinels: SentinelGroup) -> None:
+    """Wait until the replica is one that may take over."""
+    await trio.to_thread.run_sync(wait_until, lambda: sentinels.is_settled)
+
+
+async def until_promoted(sentinels: SentinelGroup, former: RedisServer) -> RedisServer:
     """Wait until most sentinels name another master; gives it."""
-    await trio.to_thread.run_sync(wait_until, lambda: group.master is not former)
-    return group.master
+    await trio.to_thread.run_sync(wait_until, lambda: sentinels.master is not former)
+    return sentinels.master
 
 
 def sentinels_of(*ports: int) -> RedisSentinels:
@@ -55,19 +48,19 @@ def sentinels_of(*ports: int) -> RedisSentinels:
     )
 
 
-async def test_a_failover_to_a_replica_that_has_everything_loses_nothing(group: SentinelGroup) -> None:
+async def test_a_failover_to_a_replica_that_has_everything_loses_nothing(sentinels: SentinelGroup) -> None:
     """Refused meanwhile, then it goes on where it was: same epoch, same queue, nothing stored twice."""
-    place = Place(group.url)
+    place = Place(sentinels.url)
     async with place.open() as store:
         await store.claim("s", "ada", 1.0)
         await store.commit([EVERYTHING])
         before = await held(store)
-        former = group.master
-        await until_replicated(group)
+        former = sentinels.master
+        await until_replicated(sentinels)
         former.kill()
         with pytest.raises(StoreUnavailable):
             await store.commit([SessionCommit("s", events=events(6, 6))])
-        await until_promoted(group, former)
+        await until_promoted(sentinels, former)
         assert await until_works(store) < RECOVERY
 
         await store.commit([SessionCommit("s", events=events(6, 6))])
@@ -78,27 +71,20 @@ async def test_a_failover_to_a_replica_that_has_everything_loses_nothing(group: 
     assert place.telemetry.events() == ["store_failing", "store_recovered"]
 
 
-def is_replicated(group: SentinelGroup) -> bool:
-    """Whether the replica has all that the master wrote."""
-    facts = group.master.ask("INFO replication")
-    offset = facts.split("master_repl_offset:")[1].split()[0]
-    return f"offset={offset}," in facts
-
-
-async def test_what_a_replica_lacks_is_told_and_nothing_else_is_touched(group: SentinelGroup) -> None:
+async def test_what_a_replica_lacks_is_told_and_nothing_else_is_touched(sentinels: SentinelGroup) -> None:
     """Of two sessions one was written after the last replication: it alone gets a new epoch."""
-    place = Place(group.url)
+    place = Place(sentinels.url)
     async with place.open() as store:
         for session_id in ("lost", "kept"):
             await store.claim(session_id, "ada", 1.0)
             await store.commit([SessionCommit(session_id, record=RECORD, events=events(1, 5))])
         kept = await held(store, "kept")
-        former = group.master
-        await until_replicated(group)
+        former = sentinels.master
+        await until_settled(sentinels)
         former.isolate()
         await store.commit([SessionCommit("lost", events=events(6, 8))])
         former.kill()
-        await until_promoted(group, former)
+        await until_promoted(sentinels, former)
         assert await until_works(store) < RECOVERY
 
         with pytest.raises(CommitRefused, match="another past"):
@@ -115,17 +101,17 @@ async def test_what_a_replica_lacks_is_told_and_nothing_else_is_touched(group: S
     assert said.count("store_lost_data") == said.count("store_epoch_renewed") == 1
 
 
-async def test_a_master_that_was_cut_off_is_left_behind(group: SentinelGroup) -> None:
+async def test_a_master_that_was_cut_off_is_left_behind(sentinels: SentinelGroup) -> None:
     """It takes writes as long as a gateway knows no better; then they are told to be lost."""
-    place = Place(group.url)
+    place = Place(sentinels.url)
     async with place.open() as store:
         await store.claim("s", "ada", 1.0)
         await store.commit([numbered_commit("s", 1)])
-        former = group.master
-        await until_replicated(group)
+        former = sentinels.master
+        await until_settled(sentinels)
         former.isolate()
         await store.commit([numbered_commit("s", 2)])
-        await until_promoted(group, former)
+        await until_promoted(sentinels, former)
         with trio.fail_after(RECOVERY), pytest.raises(CommitRefused, match="another past"):
             await commit_for_ever(store, 3)
 
@@ -147,19 +133,19 @@ async def commit_for_ever(store: RedisStore, number: int) -> None:
         await trio.sleep(0.05)
 
 
-async def test_a_master_that_hangs_and_wakes_up_is_refused_nothing_is_lost(group: SentinelGroup) -> None:
+async def test_a_master_that_hangs_and_wakes_up_is_refused_nothing_is_lost(sentinels: SentinelGroup) -> None:
     """Commits whose answer was lost are tried again at its successor, and stored once."""
-    place = Place(group.url)
+    place = Place(sentinels.url)
     async with place.open() as store:
         await store.claim("s", "ada", 1.0)
         await store.commit([numbered_commit("s", 1)])
-        former = group.master
-        await until_replicated(group)
+        former = sentinels.master
+        await until_replicated(sentinels)
         former.signal(signal.SIGSTOP)
         try:
             with pytest.raises(StoreUnavailable):
                 await store.commit([numbered_commit("s", 2)])
-            await until_promoted(group, former)
+            await until_promoted(sentinels, former)
         finally:
             former.signal(signal.SIGCONT)
         assert await until_works(store) < RECOVERY
@@ -242,19 +228,19 @@ async def test_a_master_that_became_a_replica_behind_an_address_is_left(tmp_path
     assert "store_lost_data" not in place.telemetry.events()
 
 
-async def test_the_newest_of_the_sentinels_opinions_counts(group: SentinelGroup, tmp_path: Path) -> None:
+async def test_the_newest_of_the_sentinels_opinions_counts(sentinels: SentinelGroup, tmp_path: Path) -> None:
     """One that was cut off still names the old master; one that is not there is passed over."""
-    former = group.master
+    former = sentinels.master
     stale = Sentinel(tmp_path, former.port, quorum=9)
     stale.start()
     try:
         await trio.to_thread.run_sync(
-            wait_until, lambda: group.sentinels[0].ask(f"SENTINEL FAILOVER {SERVICE}") == "+OK"
+            wait_until, lambda: sentinels.sentinels[0].ask(f"SENTINEL FAILOVER {SERVICE}") == "+OK"
         )
-        master = await until_promoted(group, former)
+        master = await until_promoted(sentinels, former)
         stale.ask(f"SENTINEL REMOVE {SERVICE}")
         stale.ask(f"SENTINEL MONITOR {SERVICE} 127.0.0.1 {former.port} 9")
-        ports = [PORTS[-1] + 1, stale.port, *(sentinel.port for sentinel in group.sentinels)]
+        ports = [PORTS[-1] + 1, stale.port, *(sentinel.port for sentinel in sentinels.sentinels)]
 
         assert (await sentinels_of(*ports).find()).port == master.port
     finally:
@@ -281,9 +267,9 @@ async def test_sentinels_that_cannot_help_say_why(shared_sentinels: SentinelGrou
                 pass
 
 
-def replica_of(group: SentinelGroup) -> RedisServer:
+def replica_of(sentinels: SentinelGroup) -> RedisServer:
     """The one that is not the master."""
-    return next(server for server in group.servers if server is not group.master)
+    return next(server for server in sentinels.servers if server is not sentinels.master)
 
 
 async def test_sentinels_and_their_redis_may_want_passwords(tmp_path: Path) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 
-import pytest
 import trio
 from attrs import define, field
 
@@ -22,28 +20,6 @@ from tests.redis_server import RedisServer
 
 RECOVERY = 4.0
 """Seconds until letters arrive again, the promotion of another master included."""
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[ClusterGroup]:
-    """Three masters; the first has a replica."""
-    group = ClusterGroup(tmp_path, 3, 1)
-    group.start()
-    try:
-        yield group
-    finally:
-        group.kill()
-
-
-@pytest.fixture
-def sentinels(tmp_path: Path) -> Iterator[SentinelGroup]:
-    """A master, a replica and sentinels, to be hurt."""
-    group = SentinelGroup(tmp_path)
-    group.start()
-    try:
-        yield group
-    finally:
-        group.kill()
 
 
 @define
