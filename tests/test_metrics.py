@@ -122,7 +122,7 @@ def test_promtool_accepts_the_alerts() -> None:
 
 
 def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
-    """A refusing store, failing turns and a late event loop are told; a quiet gateway tells nothing."""
+    """A refusing store, failing turns, a late event loop and lost spans are told; a quiet gateway is not."""
     bad, good = 'instance="bad",job="gateway"', 'instance="good",job="gateway"'
     series = {
         f"gateway_store_failures_total{{{bad}}}": "0+3x20",
@@ -130,6 +130,9 @@ def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
         f'gateway_turns_total{{{bad},outcome="failed"}}': "0+30x20",
         f'gateway_turns_total{{{bad},outcome="completed"}}': "0+60x20",
         f'gateway_turns_total{{{good},outcome="completed"}}': "0+60x20",
+        f'gateway_spans_exported_total{{{bad},outcome="lost"}}': "0+5x20",
+        f'gateway_spans_exported_total{{{good},outcome="exported"}}': "0+5x20",
+        f'gateway_spans_exported_total{{{good},outcome="lost"}}': "0x20",
         f'gateway_event_loop_lag_seconds_bucket{{{bad},le="0.25"}}': "0x20",
         f'gateway_event_loop_lag_seconds_bucket{{{bad},le="0.5"}}': "0+240x20",
         f'gateway_event_loop_lag_seconds_bucket{{{bad},le="+Inf"}}': "0+240x20",
@@ -140,6 +143,7 @@ def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
         "GatewayStoreRefuses": "critical",
         "GatewayTurnsFail": "warning",
         "GatewayLoopLags": "warning",
+        "GatewaySpansLost": "warning",
         "GatewayCrashContained": None,
     }
     expected = []
