@@ -92,6 +92,8 @@ class RedisStore(SessionStore):
         self._idle: frozenset[str] = frozenset()
         """Those of ``_known`` that were not live when it was last looked."""
         self._uncertain: dict[str, _Uncertain] = {}
+        self._found_lost = 0
+        """Sessions found to have lost something, and not told yet: a second look would not find them."""
         self._indexes = SessionIndexes(connection)
         self._leases = RedisLeases(
             connection, self._indexes, node=new_token(), telemetry=telemetry, lease_seconds=lease_seconds
@@ -323,13 +325,13 @@ class RedisStore(SessionStore):
             for session_id, attempt in self._known.items()
             if attempt.startswith(self._process) and is_there(keys_of(session_id)[0])
         ]
-        lost = 0
         for start in range(0, len(mine), STEP_SESSIONS):
             questions = [
                 self._connection.function_call("verify", keys, (attempt, next(self._attempts), fence))
                 for keys, attempt, fence in mine[start : start + STEP_SESSIONS]
             ]
-            lost += raise_errors(await ask(questions)).count(LOST)
+            self._found_lost += raise_errors(await ask(questions)).count(LOST)
+        lost, self._found_lost = self._found_lost, 0
         return lost
 
 

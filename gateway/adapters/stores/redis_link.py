@@ -293,8 +293,8 @@ def cannot_open(error: BaseException) -> StoreUnavailable:
                 f"The session store cannot be opened: TLS failed ({cause.reason or 'no reason was given'}). "
                 "Is that port one for TLS, and needs no client certificate (tls-auth-clients no)?"
             )
-    reason = str(error.__cause__ or error) or type(error).__name__
-    return StoreUnavailable(f"The session store in Redis cannot be opened: {reason}")
+    reasons = [str(each) or type(each).__name__ for each in (error, error.__cause__) if each is not None]
+    return StoreUnavailable(f"The session store in Redis cannot be opened: {': '.join(reasons)}")
 
 
 def make_connection(

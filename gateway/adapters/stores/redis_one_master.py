@@ -116,7 +116,7 @@ class OneMaster(RedisConnection):
 
     async def _doubt(self, ask: Ask, seen: int, count: int, sessions: int = 0) -> None:
         """Redis counts fewer commits than were seen: it lost some, so begin a new generation."""
-        self._highest_count = count
         command = self.function_call("doubt", [GENERATION], [self.generation, self._new_token()])
         (self.generation,) = raise_errors(await ask([command]))
+        self._highest_count = count
         self._telemetry.error("store_lost_data", commits=max(0, seen - count), sessions=sessions)
