@@ -47,7 +47,10 @@ async def open_tracing(
     secrets: Iterable[str],
     exporter: SpanExporter | None = None,
 ) -> AsyncIterator[Tracing | None]:
-    """Spans, exported by OTLP while the block lasts; None where ``OTEL_SDK_DISABLED`` says so.
+    """Spans, exported by OTLP while the block lasts.
+
+    None where ``OTEL_SDK_DISABLED`` says so, and where the SDK cannot use its variables: that is logged as an
+    error, and no reason for a gateway not to serve.
 
     ``secrets`` are masked wherever they turn up in a span. Leaving exports what is left, for at most
     ``FLUSH_SECONDS``; when cancelled it does not wait at all.
@@ -60,9 +63,14 @@ async def open_tracing(
     if protocol not in ("", "http/protobuf"):
         telemetry.warning("traces_protocol_unknown", asked_for=protocol, used="http/protobuf")
     with _each_trouble_once() as recovered:
-        watched = _Watched(OTLPSpanExporter() if exporter is None else exporter, telemetry, recovered)
-        provider = TracerProvider(resource=_resource(version), shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(watched))
+        try:
+            watched = _Watched(OTLPSpanExporter() if exporter is None else exporter, telemetry, recovered)
+            provider = TracerProvider(resource=_resource(version), shutdown_on_exit=False)
+            provider.add_span_processor(BatchSpanProcessor(watched))
+        except ValueError as error:
+            telemetry.error("traces_misconfigured", reason=str(error), advice="correct the OTEL_ variables")
+            yield None
+            return
         try:
             yield OpenTelemetryTracing(provider.get_tracer("gateway", version), secrets=secrets)
         finally:

@@ -279,6 +279,19 @@ async def test_the_sdk_s_own_switch_turns_it_off(steered: Steered, monkeypatch: 
     assert telemetry.events() == ["traces_disabled"]
 
 
+async def test_a_variable_that_cannot_be_used_is_an_error_in_the_log(
+    steered: Steered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which names it; the gateway serves without traces."""
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
+    telemetry = RecordingTelemetry()
+    async with open_tracing("1", telemetry, secrets=[], exporter=steered) as tracing:
+        assert tracing is None
+
+    (error,) = telemetry.errors()
+    assert "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT" in str(error["reason"])
+
+
 async def test_another_protocol_is_pointed_out(steered: Steered, monkeypatch: pytest.MonkeyPatch) -> None:
     """OTLP by gRPC is not there: spans go by HTTP all the same."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
