@@ -208,7 +208,12 @@ async def _connect_all(assignment: Assignment, latencies: list[int]) -> list[Soc
 
     async def connect_one(index: int) -> SocketClient:
         async with places:
-            return await _connect(assignment, index, latencies)
+            try:
+                return await _connect(assignment, index, latencies)
+            except (BenchError, OSError):
+                # One of 10 000 that a busy machine kept waiting for too long would cost all others.
+                await asyncio.sleep(SETTLE_SECONDS)
+                return await _connect(assignment, index, latencies)
 
     return await asyncio.gather(*(connect_one(index) for index in range(assignment.sessions)))
 

@@ -65,8 +65,14 @@ class Runner:
         for number in range(rounds):
 
             def measure(outcome: Outcome, number: int = number) -> None:
-                with outcome.subject.launch.start() as running:
-                    outcome.rounds.append(self._measure(outcome, running, number, rounds))
+                try:
+                    with outcome.subject.launch.start() as running:
+                        outcome.rounds.append(self._measure(outcome, running, number, rounds))
+                except BenchError as error:
+                    # Nothing is compared with this very round: the others are as good without it.
+                    if number == rounds - 1 and not outcome.rounds:
+                        raise
+                    self.say(f"left out, because: {error}")
 
             with ThreadPoolExecutor(len(outcomes) if outcomes[0].step.only_memory else 1) as pool:
                 list(pool.map(measure, outcomes))

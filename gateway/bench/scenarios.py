@@ -11,7 +11,7 @@ from gateway.bench.emitter import Plan
 RAMP_SESSIONS = (10, 30, 100, 300, 1000)
 RAMP_TOKENS_PER_SECOND = 5_000
 """Of all sessions together, at every step: so that nothing but the number of sessions grows."""
-RAMP_SECONDS = 4
+RAMP_SECONDS = 5
 
 
 @frozen(kw_only=True)

@@ -30,6 +30,7 @@ from gateway.bench.scenarios import (
     ramp_step,
 )
 from gateway.bench.soak_report import SoakRead, SubjectRead, TrendRead
+from gateway.bench.socket_client import BenchError
 from gateway.bench.subjects import Launch, Running, Subject, running_launch
 from gateway.bench.targets import FEW_IDLE, MANY_IDLE, MEMORY_V1, RAMP, SQLITE_V1, markdown, rows_of
 
@@ -224,6 +225,25 @@ def test_steps_of_a_scenario_take_turns_and_none_is_always_first() -> None:
     Counting(lambda _text: None).run(steps, [Subject("x", LAUNCH)], 3)
     assert done[0].scenario == "warm-up"
     assert done[1:] == [*steps, *reversed(steps), *steps]
+
+
+def test_one_accident_does_not_cost_the_other_rounds_of_a_fresh_process() -> None:
+    """Tried twice and left out; an error only when there is no round at all."""
+
+    class Failing(Runner):
+        def load(self, step: Step, subject: Subject, running: Running) -> Measurement:
+            if next(fates):
+                raise BenchError("the connection was lost")
+            return Measurement(sessions=1, wall_s=1.0)
+
+    said: list[str] = []
+    fates = iter([False, True, True, True, False])
+    [found] = Failing(said.append).run([IDLE], [Subject("x", LAUNCH)], 3)
+    assert len(found.rounds) == 2
+    assert said.count("left out, because: the connection was lost") == 1
+    fates = iter([True] * 4)
+    with pytest.raises(BenchError):
+        Failing(said.append).run([IDLE], [Subject("x", LAUNCH)], 2)
 
 
 def test_neighbours_are_seen_in_the_figures_of_the_others() -> None:
