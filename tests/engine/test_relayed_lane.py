@@ -183,7 +183,7 @@ async def test_both_nodes_forget_a_session_that_is_left(redis_server: RedisServe
             raise AssertionError(f"it has {len(list(runner.attachments))} sockets")
 
         attach(socket, AWAY)
-        await attachments(2)
+        await socket.wait_for("welcome")
         attach(socket, AWAY)
         await socket.wait_for("welcome", 2)
         await attachments(2)
