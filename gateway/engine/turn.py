@@ -82,13 +82,16 @@ class TurnRunner:
                 error = Overloaded("The gateway carries as many answers as it may. Try again in a moment.")
         finally:
             duration = trio.current_time() - started
-            self._telemetry.count("gateway_turns_total", outcome=outcome.value)
+            # Cut so that another node carries it on, which its own figures will tell the end of.
+            is_moved = outcome is Outcome.CANCELLED and runner.departure.is_suspended
+            said = "moved" if is_moved else outcome.value
+            self._telemetry.count("gateway_turns_total", outcome=said)
             self._telemetry.observe("gateway_turn_seconds", duration)
             if error is not None:
                 runner.last_error = error.code
                 self._telemetry.count("gateway_errors_total", code=error.code)
                 self._telemetry.warning("turn_failed", code=error.code, reason=error.message, **log)
-            self._telemetry.info("turn_ended", outcome=outcome.value, duration_s=round(duration, 3), **log)
+            self._telemetry.info("turn_ended", outcome=said, duration_s=round(duration, 3), **log)
             trace.end(outcome, error)
         runner.perform(runner.session.end_turn(message.turn_id, outcome, error))
 

@@ -145,6 +145,8 @@ async def test_a_drained_gateway_leaves_what_it_did_not_send_to_the_next(
         await sockets[session_id].wait_for("turn_started")
     await before.agent.stream(0)
     await before.hub.drain()
+    outcomes = [labels for name, labels in before.telemetry.counts if name == "gateway_turns_total"]
+    assert outcomes == [(("outcome", "moved"),)]
     store.down = True
     after = await Bench(nursery, store=_copy(store)).start()
 

@@ -68,7 +68,7 @@ class Result:
     restarts: list[str] = Factory(list)
     hang_pauses: list[float] = Factory(list)
     fenced: int = 0
-    """Sessions that the node that woke up had to let go of, for Redis refused what it wrote."""
+    """How often the node that woke up had to let go of a session, for Redis refused what it wrote."""
     joins: int = 0
     refused: int = 0
     resumed_posts: int = 0
@@ -287,9 +287,8 @@ def describe(result: Result) -> str:
         *(f"  {violation}" for violation in result.violations[:20]),
     ]
     if result.hang_pauses:
-        lines.insert(
-            1, f"hang           {_in_milliseconds(result.hang_pauses)}; {result.fenced} sessions fenced out"
-        )
+        pauses = _in_milliseconds(result.hang_pauses)
+        lines.insert(1, f"hang           {pauses}; who woke up was refused {result.fenced} times")
     return "\n".join(lines)
 
 
