@@ -10,7 +10,12 @@ import trio
 from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import CloseCode
 from gateway.engine.group_commit import GroupCommit
-from gateway.engine.session_ownership import SessionOwnership
+from gateway.engine.session_ownership import (
+    ALL_MOVED_SECONDS,
+    MOVE_SECONDS,
+    SessionOwnership,
+    group_size,
+)
 from gateway.engine.session_runner import SessionRunner
 from gateway.engine.session_socket import SessionSocket
 from gateway.engine.socket_census import OpenSocket, SocketCensus
@@ -62,13 +67,14 @@ async def drain(
         for runner in sessions.values():
             runner.departure.holds_turns = True
         if ownership.is_shared and group_commit is not None:
-            # Through another node they show the same, whose session it may be by then: this one's, too.
-            await _each(dismiss, [socket for socket in sockets if not isinstance(socket, SessionSocket)])
-            await ownership.hand_over(
-                group_commit.wait_stored,
-                dismiss_from,
-                by=trio.current_time() + limits.drain_timeout * _MOVING_SHARE,
-            )
+            by = trio.current_time() + limits.drain_timeout * _MOVING_SHARE
+            async with trio.open_nursery() as nursery:
+                # Through another node they show the same, whose session it may be by then: this one's, too.
+                others: list[OpenSocket] = [
+                    socket for socket in sockets if not isinstance(socket, SessionSocket)
+                ]
+                nursery.start_soon(_dismiss_in_groups, dismiss, others, by)
+                await ownership.hand_over(group_commit.wait_stored, dismiss_from, by=by)
         await _each(dismiss, list(sockets))
         await sockets.wait_empty()
         if group_commit is not None:
@@ -77,6 +83,18 @@ async def drain(
                     runner.suspend()
             await group_commit.wait_idle()
     telemetry.info("drained", left=len(sockets), in_time=not deadline.cancelled_caught)
+
+
+async def _dismiss_in_groups(
+    dismiss: Callable[[OpenSocket], None], sockets: list[OpenSocket], by: float
+) -> None:
+    until = min(by, trio.current_time() + ALL_MOVED_SECONDS)
+    while sockets:
+        count = group_size(len(sockets), until - trio.current_time())
+        some, sockets = sockets[:count], sockets[count:]
+        for socket in some:
+            dismiss(socket)
+        await trio.sleep(MOVE_SECONDS)
 
 
 async def _each(dismiss: Callable[[OpenSocket], None], sockets: Sequence[OpenSocket]) -> None:

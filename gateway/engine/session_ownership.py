@@ -34,6 +34,12 @@ ALL_MOVED_SECONDS = 8.0
 """In that time all that can go are to be gone: groups are larger where there are more sessions than that."""
 
 
+def group_size(waiting: int, seconds: float) -> int:
+    """How many of those that wait go together, so that all are gone in ``seconds``, and a few at a time."""
+    groups = max(1.0, seconds / MOVE_SECONDS)
+    return min(MOST_MOVED_AT_ONCE, max(MOVED_AT_ONCE, math.ceil(waiting / groups)))
+
+
 class OwnedElsewhere(Exception):
     """Another node that lives runs this session."""
 
@@ -161,12 +167,10 @@ class SessionOwnership:
         until = min(by, trio.current_time() + ALL_MOVED_SECONDS)
         while waiting := list(self._runners.values()):
             now = trio.current_time()
-            rounds_left = max(1.0, (until - now) / MOVE_SECONDS)
-            most = max(MOVED_AT_ONCE, math.ceil(len(waiting) / rounds_left))
             for runner in waiting:
                 runner.departure.holds_turns = True
             movable = (runner for runner in waiting if now >= by or runner.departure.can_move)
-            ready = list(itertools.islice(movable, min(most, MOST_MOVED_AT_ONCE)))
+            ready = list(itertools.islice(movable, group_size(len(waiting), until - now)))
             for runner in ready:
                 runner.suspend()
             for runner in ready:

@@ -16,6 +16,7 @@ from gateway.engine.session_ownership import ADOPT_SECONDS, ALL_MOVED_SECONDS, S
 from gateway.node_ports import NodeMail, SessionLeases
 from tests.conformance.session_store import RecordingTelemetry
 from tests.engine.fakes import Bench, DurableMemoryStore, FakeConnection
+from tests.engine.test_multiplexed import open_multiplexed
 
 Mock = trio.testing.MockClock
 
@@ -127,6 +128,24 @@ async def test_sessions_are_given_away_a_few_at_a_time(nursery: trio.Nursery, au
     hints = [socket.objects()[-1]["reconnect_after_ms"] for socket in sockets]
     assert max(hints) < 100
     assert len(set(hints)) > 4
+
+
+async def test_sockets_that_other_nodes_can_serve_leave_a_few_at_a_time(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """Multiplexed ones, here: all at once they would be a herd at the next node."""
+    bench, _, _ = await with_sessions(nursery, 0)
+    sockets = [open_multiplexed(bench) for _ in range(12)]
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(bench.hub.drain)
+    told = []
+    for _ in range(3):
+        await trio.sleep(0.04)
+        told.append([socket.types() for socket in sockets].count(["draining"]))
+    await trio.sleep(0.2)
+
+    assert told == [4, 8, 12]
+    assert all(socket.closed is not None and socket.closed[0] == 1012 for socket in sockets)
 
 
 async def test_what_was_given_away_does_not_come_back(nursery: trio.Nursery, autojump_clock: Mock) -> None:
