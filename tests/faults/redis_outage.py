@@ -23,6 +23,7 @@ from attrs import Factory, define, frozen
 from gateway.bench.socket_client import upgrade_request
 from tests.faults.node_process import LOAD_SETTINGS, Node
 from tests.faults.paced_runtime import SHORT, PacedRuntime
+from tests.faults.run import KEEPS_WHAT_IT_ANSWERED
 from tests.faults.stream_listener import StreamListener
 from tests.faults.talker import NotLetIn, Talker
 from tests.redis_server import RedisServer
@@ -71,7 +72,7 @@ async def run(options: Options, progress: Callable[[str], None]) -> Result:
     runtime = PacedRuntime(PACE)
     await runtime.start()
     with tempfile.TemporaryDirectory(prefix="redis-outage-") as folder:
-        redis = RedisServer(Path(folder), "--appendonly", "yes")
+        redis = RedisServer(Path(folder), *KEEPS_WHAT_IT_ANSWERED)
         redis.start()
         log = Path(folder) / "gateway.log"
         log.write_bytes(b"")
