@@ -35,8 +35,9 @@ class Sentinel(RedisServer):
         quorum: int,
         options: Sequence[str] = (),
         ports: Sequence[int] = PORTS,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(directory, ports=ports)
+        super().__init__(directory, ports=ports, tls=tls)
         self._config = directory / f"sentinel-{self.port}.conf"
         self._config.write_text(
             f"sentinel monitor {SERVICE} 127.0.0.1 {master_port} {quorum}\n"
@@ -45,7 +46,10 @@ class Sentinel(RedisServer):
         )
 
     def _arguments(self) -> list[str]:
-        return [str(self._config), "--sentinel", "--port", str(self.port)]
+        ports = (
+            ["--port", str(self.port)] if self._tls is None else ["--port", "0", "--tls-port", str(self.port)]
+        )
+        return [str(self._config), "--sentinel", *ports]
 
     @property
     def master_port(self) -> int:
@@ -58,13 +62,13 @@ class SentinelGroup:
     """A master, a replica of it, and three sentinels."""
 
     def __init__(self, directory: Path) -> None:
-        ports = _different_ports(5)
+        ports = _different_ports()
         self.servers = [RedisServer(directory / name, *_SYNC, ports=[next(ports)]) for name in ("one", "two")]
         for name in ("one", "two"):
             (directory / name).mkdir()
         master, replica = self.servers
         replica.options += ("--replicaof", f"127.0.0.1 {master.port}")
-        self.sentinels = [Sentinel(directory, master.port, quorum=2, ports=[port]) for port in ports]
+        self.sentinels = [Sentinel(directory, master.port, quorum=2, ports=[next(ports)]) for _ in range(3)]
 
     @property
     def url(self) -> str:
@@ -142,7 +146,7 @@ class ClusterGroup:
         self._program = program
         self._masters = masters
         self._buses: dict[RedisServer, int] = {}
-        self._ports = _different_ports(2 * (masters + replicas + 1))
+        self._ports = _different_ports()
         for _ in range(masters + replicas):
             self._make_server()
 
@@ -266,8 +270,11 @@ class ClusterGroup:
         raise AssertionError(f"no server has the slot of {key}")
 
     def ask(self, command: str) -> str:
-        """What the server answers that has the key in a command."""
-        return self.master_of(command.split()[1]).ask(command)
+        """What the server answers that has the key in a command; of one about clients, what the last says."""
+        name, argument, *_ = command.split()
+        if name == "CLIENT":
+            return [server.ask(command) for server in self.servers][-1]
+        return self.master_of(argument).ask(command)
 
     def signal(self, number: signal.Signals) -> None:
         """Send all of them a signal."""
@@ -291,12 +298,14 @@ def _is_replicated(master: RedisServer) -> bool:
     return f"offset={offset}," in facts
 
 
-def _different_ports(count: int) -> Iterator[int]:
-    """Ports that are free now; chosen before any of them is used."""
-    found: set[int] = set()
-    while len(found) < count:
-        found.add(free_port(PORTS))
-    return iter(found)
+def _different_ports() -> Iterator[int]:
+    """Ports that are free when they are asked for, each another one: none of them is used at once."""
+    given: set[int] = set()
+    while True:
+        port = free_port(PORTS)
+        if port not in given:
+            given.add(port)
+            yield port
 
 
 AnyRedis = RedisServer | ClusterGroup | SentinelGroup

@@ -13,7 +13,7 @@ import trustme
 from gateway.core.errors import StoreUnavailable
 from tests.adapters.stores.redis_place import Place, until_works
 from tests.conformance.session_store import EVERYTHING, held, numbered_commit
-from tests.redis_groups import PORTS, ClusterGroup
+from tests.redis_groups import PORTS, SERVICE, ClusterGroup, Sentinel
 from tests.redis_server import RedisServer
 
 
@@ -116,6 +116,30 @@ async def test_a_server_that_wants_a_certificate_cannot_be_opened(
     with trio.fail_after(3), pytest.raises(StoreUnavailable, match="cannot be opened"):
         async with Place(f"rediss://localhost:{tls_redis.port}").open():
             pass
+
+
+async def test_a_master_by_tls_that_sentinels_name_by_tls(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both, with the same authority; sentinels name the master by address."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    options = authority.options("127.0.0.1", "localhost")
+    master = RedisServer(tmp_path, *options, ports=PORTS, tls=authority.context)
+    master.start()
+    lines = [" ".join(pair).removeprefix("--") for pair in zip(options[::2], options[1::2], strict=True)]
+    sentinel = Sentinel(
+        tmp_path, master.port, quorum=1, options=[*lines, "tls-replication yes"], tls=authority.context
+    )
+    sentinel.start()
+    try:
+        place = Place(f"rediss+sentinel://localhost:{sentinel.port}/{SERVICE}")
+        async with place.open() as store:
+            await store.claim("s", "ada", 1.0)
+            await store.commit([EVERYTHING])
+            await held(store)
+    finally:
+        sentinel.kill()
+        master.kill()
 
 
 async def test_a_cluster_by_tls(
