@@ -82,8 +82,10 @@ async def run(options: Options, progress: Callable[[str], None]) -> Result:
             "STORE_URL": redis.url,
             "AGENT_URL": f"http://127.0.0.1:{runtime.port}",
         }
-        nodes = [await Node.start(settings, log) for _ in range(2)]
+        nodes: list[Node] = []
         try:
+            for _ in range(2):
+                nodes.append(await Node.start(settings, log))
             return await _Run(options, runtime, redis, nodes, progress).run()
         finally:
             for node in nodes:

@@ -73,8 +73,9 @@ async def run(options: Options, progress: Callable[[str], None]) -> Result:
         }
         log = Path(folder) / "gateway.log"
         log.write_bytes(b"")
-        nodes = [await Node.start(settings, log)]
+        nodes: list[Node] = []
         try:
+            nodes.append(await Node.start(settings, log))
             result, talking = await _stop(options, nodes[0], progress)
             nodes.append(await Node.start(settings, log))
             await _ask_again(talking, nodes[1], result)
