@@ -84,8 +84,8 @@ async def run(options: Options, progress: Callable[[str], None]) -> Result:
         }
         nodes: list[Node] = []
         try:
-            for _ in range(2):
-                nodes.append(await Node.start(settings, log))
+            nodes.append(await Node.start(settings, log))
+            nodes.append(await Node.start(settings, log))
             return await _Run(options, runtime, redis, nodes, progress).run()
         finally:
             for node in nodes:
