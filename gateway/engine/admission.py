@@ -115,6 +115,9 @@ class Admissions:
 
     async def check_owner(self, session_id: str, identity: Identity) -> None:
         """Make the caller the session's owner if it has none. Raises ``NotYours``, ``StoreUnavailable``."""
+        if not self._rules.sessions_are_owned and not self._store.is_durable:
+            # Nobody will ask for it, and memory would hold 0.6 KB for every session there ever was.
+            return
         # The internal key owns nothing: services open sessions for users, who are to find them theirs.
         claims = NOBODY if identity.sees_all else identity.subject
         owner = await self._store.claim(session_id, claims, self._clock.now())

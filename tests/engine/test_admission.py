@@ -289,3 +289,13 @@ async def test_resuming_needs_both_fields_once() -> None:
     ):
         with pytest.raises(HandshakeRefused):
             await door.knock(f"/ws/s?{query}", v2)
+
+
+async def test_ids_of_sessions_that_nobody_can_own_are_not_kept_in_memory() -> None:
+    """Anonymous clients make a new one for every conversation; the process must not grow with them."""
+    door = Door(rules=AdmissionRules(sessions_are_owned=False))
+    await door.knock()
+    assert await door.store.load("s") is None
+    owned = Door()
+    await owned.knock()
+    assert await owned.store.owner("s") == "alice"
