@@ -40,7 +40,8 @@ class RedisMail(NodeMail):
         self._outbox: dict[str, list[Letter]] = {}
         self._posted = trio.lowlevel.ParkingLot()
         self._sent: defaultdict[str, int] = defaultdict(int)
-        self._due: defaultdict[str, int] = defaultdict(int)
+        self._due: dict[str, int | None] = {}
+        """By node the number of its next publication; None: any, for what is missing before it was told."""
         self._lost: Lost = _nobody_cares
 
     def post(self, node: str, letter: Letter) -> None:
@@ -126,6 +127,7 @@ class RedisMail(NodeMail):
                     close_buffers(subscription.connection)
             # Nobody can say what was published meanwhile.
             for node in {*self._due, *self._sent}:
+                self._due[node] = None
                 self._lost(node)
             await trio.sleep(_RECONNECT_SECONDS)
 
@@ -158,8 +160,8 @@ class RedisMail(NodeMail):
             self._telemetry.error("letters_unreadable", node=sender, cause=error)
             self._lost(sender)
             return
-        due, self._due[sender] = self._due[sender], number + 1
-        if number != due:
+        due, self._due[sender] = self._due.get(sender, 0), number + 1
+        if due is not None and number != due:
             self._telemetry.warning("letters_lost", node=sender, publications=number - due)
             self._lost(sender)
         take(sender, letters)

@@ -80,6 +80,22 @@ async def test_letters_arrive_in_order_in_a_cluster(redis_cluster: ClusterGroup)
         assert (one.losses, two.losses) == (0, 0)
 
 
+async def test_a_broken_subscription_is_told_once(redis_server: RedisServer) -> None:
+    """When it breaks; not again by the first letter afterwards, which belongs to what began since."""
+    async with two_nodes(redis_server.url) as (one, two):
+        await one.write(two, 1)
+        redis_server.ask("CLIENT KILL TYPE pubsub")
+        with trio.fail_after(1):
+            await two.until(lambda: two.losses > 0)
+        for count in range(2, 5):
+            one.store.leases.mail.post(two.store.leases.node, Took(1, count))
+            await one.until(lambda: one.losses > 0)
+        await one.write(two, 5)
+        assert two.losses == 1
+        await one.write(two, 6)
+        assert two.losses == 1
+
+
 async def test_letters_to_a_node_that_nobody_is_are_told_to_be_lost(redis_cluster: ClusterGroup) -> None:
     """At once: in a cluster too the answer to a publication counts who heard it."""
     async with two_nodes(redis_cluster.url) as (one, _):
