@@ -3,7 +3,7 @@
     connection nursery
     ├── client reader      socket → session
     ├── buffer flusher     log → socket, while the socket does not take all it is given
-    ├── heartbeat          ping, wait for the pong, measure
+    ├── heartbeat          ping, wait for the pong, measure; every HEARTBEAT_INTERVAL
     └── identity watch     asks for a new token, closes at expiry
 
 Resource handling: the nursery ends when the reader or the flusher does: the peer is gone, or the socket
@@ -20,14 +20,13 @@ from functools import partial
 
 import trio
 
-from gateway.core.limits import Limits
 from gateway.engine.client_reader import ClientReader
-from gateway.engine.heartbeat import heartbeat
+from gateway.engine.heartbeat import Heartbeat, Heartbeats
 from gateway.engine.identity_watch import IdentityWatch
 from gateway.engine.multiplexed import MultiplexedReader
 from gateway.engine.session_socket import SessionSocket
 from gateway.engine.shared_socket import SharedSocket
-from gateway.ports import ClientConnection, ConnectionClosed, Telemetry
+from gateway.ports import ClientConnection, ConnectionClosed
 
 
 async def run_connection(
@@ -35,9 +34,7 @@ async def run_connection(
     socket: SessionSocket | SharedSocket,
     reader: ClientReader | MultiplexedReader,
     identity: IdentityWatch,
-    *,
-    limits: Limits,
-    telemetry: Telemetry,
+    heartbeats: Heartbeats,
 ) -> tuple[int, str]:
     """Run a socket's tasks until it is over; returns the code and reason to close it with."""
     ending: list[tuple[int, str]] = []
@@ -54,12 +51,12 @@ async def run_connection(
             nursery.cancel_scope.cancel()
 
         socket.begin(partial(nursery.start_soon, until_over, socket.flush))
-        if connection.sends_pings:
-            nursery.start_soon(heartbeat, connection, socket, limits, telemetry)
+        heartbeat = Heartbeat(heartbeats, connection, socket, nursery.start_soon)
         if identity.identity.expires_at is not None:
             nursery.start_soon(identity.run)
         try:
             await until_over(reader.run)
         finally:
             socket.finish()
+            heartbeat.finish()
     return ending[0]

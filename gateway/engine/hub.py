@@ -28,6 +28,7 @@ from gateway.engine.client_reader import ClientReader
 from gateway.engine.connection import run_connection
 from gateway.engine.draining import drain
 from gateway.engine.group_commit import GroupCommit
+from gateway.engine.heartbeat import Heartbeats
 from gateway.engine.housekeeping import keep_house
 from gateway.engine.identity_watch import IdentityWatch
 from gateway.engine.message_rate import MessageRate
@@ -89,9 +90,10 @@ class Hub:
         self.draining = False
         self.flow = Flow()
         """What has passed through; published by ``engine/pulse.py``."""
+        self._heartbeats = Heartbeats(self._limits, telemetry)
         self._relays: Relays | None = None
         if (leases := store.leases) is not None:
-            self._relays = Relays(leases.mail, self.serve, flow=self.flow, limits=limits, telemetry=telemetry)
+            self._relays = Relays(leases.mail, self.serve, self.flow, self._heartbeats, telemetry)
 
     @property
     def session_count(self) -> int:
@@ -114,6 +116,7 @@ class Hub:
         """Run every session until cancelled; first carry on what a crash left unfinished."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._heartbeats.run)
             if self._group_commit is not None:
                 nursery.start_soon(self._group_commit.run)
                 if self._relays is not None:
@@ -226,9 +229,7 @@ class Hub:
         try:
             identity = self._watch(admission, socket)
             reader = self._reader(connection, socket, runner, admission, identity)
-            return await run_connection(
-                connection, socket, reader, identity, limits=self._limits, telemetry=self._telemetry
-            )
+            return await run_connection(connection, socket, reader, identity, self._heartbeats)
         finally:
             socket.leave()
             self.sockets.remove(socket, admission)
@@ -265,9 +266,7 @@ class Hub:
         self.sockets.add(shared, admission)
         try:
             self._telemetry.info("socket_opened", outcome="multiplexed", **admission.log_fields)
-            return await run_connection(
-                connection, shared, reader, identity, limits=self._limits, telemetry=self._telemetry
-            )
+            return await run_connection(connection, shared, reader, identity, self._heartbeats)
         finally:
             self.sockets.remove(shared, admission)
 

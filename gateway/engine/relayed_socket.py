@@ -16,11 +16,10 @@ import trio
 from gateway.core.delivery import encode_control
 from gateway.core.flow import Flow
 from gateway.core.letters import Gone, Letter, Said, Took
-from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import CloseCode, Dialect
 from gateway.engine.flusher import Ending, Flusher, wait_sent_in_time
-from gateway.engine.heartbeat import heartbeat
-from gateway.ports import ClientConnection, ConnectionClosed, Telemetry
+from gateway.engine.heartbeat import Heartbeat, Heartbeats
+from gateway.ports import ClientConnection, ConnectionClosed
 
 
 class RelayedSocket:
@@ -34,15 +33,13 @@ class RelayedSocket:
         post: Callable[[Letter], None],
         *,
         flow: Flow,
-        limits: Limits,
-        telemetry: Telemetry,
+        heartbeats: Heartbeats,
     ) -> None:
         self._relay = relay
         self._connection = connection
         self._post = post
         self._flow = flow
-        self._limits = limits
-        self._telemetry = telemetry
+        self._heartbeats = heartbeats
         self._waiting: list[bytes] = []
         self._taken = 0
         self._in_hand = 0
@@ -121,14 +118,14 @@ class RelayedSocket:
                 return self._ending
             async with trio.open_nursery() as nursery:
                 self._flusher.begin(partial(nursery.start_soon, self._run_flusher))
-                if self._connection.sends_pings:
-                    nursery.start_soon(heartbeat, self._connection, self, self._limits, self._telemetry)
+                heartbeat = Heartbeat(self._heartbeats, self._connection, self, nursery.start_soon)
                 try:
                     await self._read()
                 except ConnectionClosed as ending:
                     closed = (ending.code, ending.reason)
                 finally:
                     self._flusher.finish()
+                    heartbeat.finish()
                 nursery.cancel_scope.cancel()
         # What the kernel has of the last batch matters to a v1 client that comes back.
         if self._in_hand:
@@ -152,7 +149,7 @@ class RelayedSocket:
             self.end(*ending)
 
     async def _wait_taken(self) -> Ending | None:
-        ending = await wait_sent_in_time(self._connection, self._limits.send_timeout)
+        ending = await wait_sent_in_time(self._connection, self._heartbeats.limits.send_timeout)
         if ending is None:
             self._is_blocked = False
             self._took()

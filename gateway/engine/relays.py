@@ -17,8 +17,8 @@ from attrs import evolve
 from gateway.core.flow import Flow
 from gateway.core.identity import SCOPE_WRITE
 from gateway.core.letters import Ended, Gone, Letter, Opened, Said, Sent, Took
-from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import CloseCode, Dialect
+from gateway.engine.heartbeat import Heartbeats
 from gateway.engine.identity_watch import IdentityWatch
 from gateway.engine.relayed_lane import RelayedLane
 from gateway.engine.relayed_socket import RelayedSocket
@@ -37,15 +37,14 @@ class Relays:
         self,
         mail: NodeMail,
         serve: Callable[[ClientConnection, Admission], Awaitable[None]],
-        *,
         flow: Flow,
-        limits: Limits,
+        heartbeats: Heartbeats,
         telemetry: Telemetry,
     ) -> None:
         self._mail = mail
         self._serve = serve
         self._flow = flow
-        self._limits = limits
+        self._heartbeats = heartbeats
         self._telemetry = telemetry
         self._numbers = itertools.count(1)
         self._held: dict[int, tuple[str, RelayedSocket | RelayedLane]] = {}
@@ -73,8 +72,7 @@ class Relays:
             admission.dialect,
             post,
             flow=self._flow,
-            limits=self._limits,
-            telemetry=self._telemetry,
+            heartbeats=self._heartbeats,
         )
         self._held[relay] = (node, socket)
         post(_opened(relay, admission))
