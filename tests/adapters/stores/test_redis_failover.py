@@ -197,7 +197,7 @@ async def test_a_loss_is_told_though_others_have_written_more_since(tmp_path: Pa
 
 async def test_a_master_that_became_a_replica_behind_an_address_is_left(tmp_path: Path) -> None:
     """Nobody cut the connection to it: what it refuses says so, and the address leads elsewhere by now."""
-    servers = [RedisServer(tmp_path, ports=PORTS) for _ in range(2)]
+    servers = [RedisServer(tmp_path, "--repl-diskless-sync-delay", "0", ports=PORTS) for _ in range(2)]
     try:
         for server in servers:
             server.start()
