@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections import deque
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -102,6 +103,13 @@ def test_wsproto_still_refuses_pings_while_closing() -> None:
     assert connection.state is ConnectionState.LOCAL_CLOSING
     with pytest.raises(wsproto.utilities.LocalProtocolError):
         connection.send(Ping(payload=b"x").response())
+
+
+def test_wsproto_only_appends_and_pops_its_events() -> None:
+    """A list with ``popleft`` does in place of its deque (``GuardedConnection.forget_handshake``)."""
+    source = inspect.getsource(wsproto.connection.Connection)
+    assert set(re.findall(r"self\._events(\.\w+|\b)", source)) == {"", ".append", ".popleft"}
+    assert isinstance(wsproto.connection.Connection(ConnectionType.SERVER)._events, deque)
 
 
 def test_trio_websocket_runs_the_reader_from_an_accepted_request() -> None:
