@@ -92,7 +92,7 @@ class GuardedConnection(wsproto.WSConnection):
                 self._stream.write_nowait(self.send(CloseConnection(code, reason)))
 
     def forget_handshake(self) -> None:
-        """Give back what only the handshake needed, 8 KB per socket, most of it h11's; and a deque's 0.6 KB."""
+        """Give back what only the handshake needed: 8 KB per socket, most of it h11's; a deque's 0.6 KB."""
         del self.handshake
         assert self.connection is not None, "accepted"
         self.connection._events = _FewEvents(self.connection._events)  # type: ignore[assignment]
