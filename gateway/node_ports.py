@@ -38,6 +38,13 @@ class SessionLeases(Protocol):
         """
         ...
 
+    async def holds(self, session_id: str) -> bool:
+        """Whether the store says that this node has had the session ever since it acquired it.
+
+        Raises ``StoreUnavailable``: then nobody knows.
+        """
+        ...
+
     async def release(self, session_ids: Collection[str]) -> None:
         """Let go of sessions, which others may then have at once. Raises ``StoreUnavailable``."""
         ...

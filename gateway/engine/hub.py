@@ -8,14 +8,7 @@ from functools import partial
 
 import trio
 
-from gateway.core.errors import (
-    Draining,
-    Forbidden,
-    GatewayError,
-    NotAuthenticated,
-    Overloaded,
-    RateLimited,
-)
+from gateway.core.errors import Draining, Forbidden, GatewayError, NotAuthenticated, Overloaded, RateLimited
 from gateway.core.flow import Flow
 from gateway.core.identity import ANONYMOUS_SUBJECT, Identity
 from gateway.core.limits import Limits
@@ -46,6 +39,7 @@ from gateway.ports import (
     ClientConnection,
     Clock,
     ConnectionClosed,
+    ResumePoint,
     SessionStore,
     Telemetry,
     UpgradeRequest,
@@ -284,7 +278,7 @@ class Hub:
     async def _join(
         self, connection: ClientConnection, admission: Admission, session_id: str, dialect: Dialect
     ) -> tuple[SessionSocket, SessionRunner]:
-        runner, had_session = await self._find(session_id)
+        runner, had_session = await self._find(session_id, admission.resume)
         if self.draining and not isinstance(connection, RemoteConnection):
             # Admitted before, and loaded while the others were told to go. Who waits elsewhere may look on.
             raise Draining("This node is restarting. Reconnect.", retry_after=1)
@@ -324,7 +318,7 @@ class Hub:
 
     # ------------------------------------------------------------------ sessions
 
-    async def _find(self, session_id: str) -> tuple[SessionRunner, bool]:
+    async def _find(self, session_id: str, resume: ResumePoint | None = None) -> tuple[SessionRunner, bool]:
         """The live session, loading or beginning it; and whether it existed before.
 
         Raises ``Overloaded``, ``StoreUnavailable``, ``OwnedElsewhere``. Nothing awaits between the return and
@@ -333,12 +327,14 @@ class Hub:
         while True:
             runner = self._sessions.get(session_id)
             if runner is not None and not runner.is_retired:
-                return runner, True
-            loading = self._loading.get(session_id)
-            if loading is not None:
+                if not self._ownership.is_doubted(runner, resume):
+                    return runner, True
+                await self._ownership.confirm(runner)
+                resume = None  # Whatever is found now has all that nodes showed the client before.
+            elif (loading := self._loading.get(session_id)) is not None:
                 await loading.wait()
-                continue
-            return await self._load(session_id)
+            else:
+                return await self._load(session_id)
 
     async def _load(self, session_id: str) -> tuple[SessionRunner, bool]:
         if self.draining:  # What was given away must not come back by another node's letter, or on a lane.

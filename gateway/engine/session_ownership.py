@@ -19,7 +19,7 @@ import trio
 from gateway.core.errors import StoreUnavailable
 from gateway.engine.session_runner import SessionRunner
 from gateway.node_ports import SessionLeases
-from gateway.ports import Telemetry
+from gateway.ports import ResumePoint, Telemetry
 
 ADOPT_SECONDS = 0.01
 """Between sessions that nobody asks for and that are carried on all the same: clients who wait go first."""
@@ -32,6 +32,7 @@ MOVE_SECONDS = 0.05
 MOST_MOVED_AT_ONCE = 64
 ALL_MOVED_SECONDS = 8.0
 """In that time all that can go are to be gone: groups are larger where there are more sessions than that."""
+_TAKEN = "another node serves it now"
 
 
 def group_size(waiting: int, seconds: float) -> int:
@@ -86,6 +87,27 @@ class SessionOwnership:
         if node is not None:
             raise OwnedElsewhere(node)
 
+    def is_doubted(self, runner: SessionRunner, resume: ResumePoint | None) -> bool:
+        """Whether a client knows of events, or of an epoch, that this node does not.
+
+        Then the store was restored from an older copy; or this node's copy is old, because it was paused and
+        has not noticed yet that another one took the session over.
+        """
+        if self._leases is None or resume is None:
+            return False
+        return resume.epoch != runner.session.epoch or resume.last_seq > runner.visible_seq
+
+    async def confirm(self, runner: SessionRunner) -> None:
+        """Let go of the session, and of its sockets (1012), unless the store says that it is this node's.
+
+        If it is, nobody else showed a client anything before this was asked. Raises ``StoreUnavailable`` when
+        the store does not say; then the session stays, for it is more likely this node's than not.
+        """
+        if self._leases is None or await self._leases.holds(runner.session_id):
+            return
+        if not runner.is_retired:
+            runner.refused(_TAKEN)
+
     def retired(self, session_id: str) -> None:
         """The session left memory: others may have it soon."""
         if self._leases is not None:
@@ -126,7 +148,7 @@ class SessionOwnership:
     def _lost(self, session_id: str) -> None:
         runner = self._runners.get(session_id)
         if runner is not None:
-            runner.refused("another node serves it now")
+            runner.refused(_TAKEN)
 
     def _adopt(self, session_ids: Sequence[str]) -> None:
         """The latest look counts: who is not ownerless any more was taken by somebody."""

@@ -9,11 +9,13 @@ import pytest
 import trio
 import trio.testing
 
+from gateway.core.errors import StoreUnavailable
 from gateway.core.letters import Letter
 from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import Dialect
 from gateway.engine.session_ownership import ADOPT_SECONDS, ALL_MOVED_SECONDS, SessionOwnership
 from gateway.node_ports import NodeMail, SessionLeases
+from gateway.ports import ResumePoint
 from tests.conformance.session_store import RecordingTelemetry
 from tests.engine.fakes import Bench, DurableMemoryStore, FakeConnection
 from tests.engine.test_multiplexed import open_multiplexed
@@ -40,12 +42,16 @@ class SilentMail(NodeMail):
 
 
 class FakeLeases(SessionLeases):
-    """This node has whatever it asks for; the test says what nobody has, and reads what was let go when."""
+    """This node has whatever it asks for, until it is taken away; the test reads what was let go when."""
 
     def __init__(self) -> None:
         self._mail = SilentMail()
         self.tell_ownerless: Callable[[Sequence[str]], None] = lambda _: None
         self.acquired: list[str] = []
+        self.taken_by: str | None = None
+        """Who has every session now; None: this node."""
+        self.is_away = False
+        """Whether nobody can be asked."""
         self.released: list[tuple[float, Collection[str]]] = []
 
     @property
@@ -59,10 +65,18 @@ class FakeLeases(SessionLeases):
         return self._mail
 
     async def acquire(self, session_id: str) -> str | None:
-        """It is this node's."""
+        """It is this node's, unless it was taken."""
         await trio.lowlevel.checkpoint()
-        self.acquired.append(session_id)
-        return None
+        if self.taken_by is None:
+            self.acquired.append(session_id)
+        return self.taken_by
+
+    async def holds(self, session_id: str) -> bool:
+        """As the test says."""
+        await trio.lowlevel.checkpoint()
+        if self.is_away:
+            raise StoreUnavailable("The session store is away. Try again later.")
+        return self.taken_by is None
 
     async def release(self, session_ids: Collection[str]) -> None:
         """Remember it."""
@@ -172,6 +186,57 @@ async def test_many_sessions_are_given_away_in_time(nursery: trio.Nursery, autoj
     assert all(socket.closed is not None and socket.closed[0] == 1012 for socket in sockets)
     a_second = Counter(int(at - began) for at, some in leases.released for _ in some)
     assert max(a_second[second] for second in range(8)) < 300
+
+
+def ahead_of(socket: FakeConnection) -> ResumePoint:
+    """Of a client that saw more of its session than this node has."""
+    return ResumePoint(str(socket.objects()[0]["epoch"]), 1000)
+
+
+async def test_a_client_that_knows_more_shows_that_the_session_was_taken(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """Its node was paused. It begins no epoch: it lets go, with 1012, and the new owner serves the client."""
+    bench, leases, [old] = await with_sessions(nursery, 1)
+    leases.taken_by = "other"
+    client = bench.connect("s0", dialect=Dialect.V2_JSON, resume=ahead_of(old))
+    await trio.sleep(1)
+
+    assert old.closed == (1012, "session restarted")
+    assert old.types() == ["welcome"]
+    assert bench.hub.runners == {}
+    assert (client.closed, client.types()) == (None, [])
+    assert "relayed" in [fields.get("outcome") for _, _, fields in bench.telemetry.entries]
+
+
+async def test_a_client_of_another_epoch_shows_it_too(nursery: trio.Nursery, autojump_clock: Mock) -> None:
+    """The new owner may have begun one; this node's is over then."""
+    bench, leases, [old] = await with_sessions(nursery, 1)
+    leases.taken_by = "other"
+    client = bench.connect("s0", dialect=Dialect.V2_JSON, resume=ResumePoint("newer", 0))
+    await trio.sleep(1)
+
+    assert old.closed == (1012, "session restarted")
+    assert (client.closed, client.types()) == (None, [])
+
+
+async def test_nobody_is_told_of_an_epoch_while_it_is_not_known_whose_the_session_is(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """That client is to come back (1013); the others go on. Its turn comes when the store can be asked."""
+    bench, leases, [old] = await with_sessions(nursery, 1)
+    leases.is_away = True
+    early = bench.connect("s0", dialect=Dialect.V2_JSON, resume=ahead_of(old))
+    await trio.sleep(1)
+    assert early.closed is not None
+    assert early.closed[0] == 1013
+    assert early.types() == []
+    assert (old.closed, old.types()) == (None, ["welcome"])
+
+    leases.is_away = False
+    again = bench.connect("s0", dialect=Dialect.V2_JSON, resume=ahead_of(old))
+    assert (await again.wait_for("snapshot"))["reason"] == "epoch_changed"
+    assert (await old.wait_for("snapshot"))["reason"] == "epoch_changed"
 
 
 async def test_what_nobody_has_is_carried_on_one_after_the_other(autojump_clock: Mock) -> None:

@@ -86,6 +86,12 @@ class RedisLeases(SessionLeases):
         await self._beat()
         return node in self.others
 
+    async def holds(self, session_id: str) -> bool:
+        """Whether nobody had the session since this node acquired it. Raises ``StoreUnavailable``."""
+        fence = self._fences.get(session_id, _NOBODYS)
+        found = await self._connection.call(b"HGET", keys_of(session_id)[0], b"fence")
+        return found is not None and found.decode() == fence
+
     async def release(self, session_ids: Collection[str]) -> None:
         """Let go of sessions, which other nodes may then have at once. Raises ``StoreUnavailable``."""
         for session_id in session_ids:

@@ -72,6 +72,7 @@ async def test_a_session_has_one_node_at_a_time(redis: AnyRedis) -> None:
             assert await one.leases.acquire(session_id) is None
 
         await one.leases.release(["a"])
+        assert not await one.leases.holds("a")
         assert await two.leases.acquire("a") is None
         assert await one.leases.acquire("a") == two.leases.node
         await two.leases.leave()
@@ -104,8 +105,10 @@ async def test_redis_refuses_what_a_paused_owner_writes(redis: AnyRedis) -> None
         await paused.claim("s", "ada", 1.0)
         assert await paused.leases.acquire("s") is None
         await paused.commit([numbered_commit("s", 1)])
+        assert await paused.leases.holds("s")
         # It never said that it lives, which is what a pause looks like.
         assert await other.leases.acquire("s") is None
+        assert [await store.leases.holds("s") for store in (paused, other)] == [False, True]
         await held(other)
         for late in (
             numbered_commit("s", 2),
