@@ -70,7 +70,7 @@ class GroupCommit:
         self._under_way: _Round | None = None
         """What ``run`` has to store."""
         self._is_busy = True
-        """Whether a round is under way; also until ``run`` has begun."""
+        """Whether a round is under way, or who it let go is not told yet; also until ``run`` has begun."""
         self._wakeup = trio.lowlevel.ParkingLot()
         self._earliest = -math.inf
         """When the next round may start."""
@@ -124,6 +124,7 @@ class GroupCommit:
             let_go, self._let_go = self._let_go, []
             for committer, reason in let_go:
                 committer.refused(reason)
+            self._is_busy = False
             self._rounds.unpark_all()
         elif not self._changed:
             await self._wakeup.park()
@@ -149,6 +150,9 @@ class GroupCommit:
                 self._wakeup.unpark()
         except CommitRefused as refusal:
             self._stored(under_way, self._reasons(refusal))
+        except Exception:
+            # A bug in the store: not that of the session that came by. ``run`` ends with it if it stays.
+            self._wakeup.unpark()
 
     def _take(self) -> _Round:
         changed, self._changed = self._changed, {}
@@ -181,7 +185,8 @@ class GroupCommit:
             except Exception as error:
                 self._crashed(committer, error)
         self._under_way = None
-        self._is_busy = False
+        # Taken once more before it is told, a session would be shown what the store has refused.
+        self._is_busy = bool(self._let_go)
         self._rounds.unpark_all()
         if self._changed or self._let_go:
             self._wakeup.unpark()
@@ -199,11 +204,12 @@ class GroupCommit:
     async def _store_until_done(self, under_way: _Round) -> Mapping[str, str]:
         """Store, again and again while the store is away; gives the reasons of commits it will never take."""
         told = False
+        reasons: Mapping[str, str]
         while True:
             try:
                 await self._store.commit(under_way.commits)
             except CommitRefused as refusal:
-                return self._reasons(refusal)
+                reasons = self._reasons(refusal)
             except StoreUnavailable as error:
                 self._telemetry.count("gateway_store_failures_total")
                 if self.failure is None:
@@ -217,8 +223,10 @@ class GroupCommit:
                         committer.not_stored(error)
                 await trio.sleep(RETRY_SECONDS)
                 continue
+            else:
+                reasons = {}
             if self.failure is not None:
                 self.failure = None
                 seconds = trio.current_time() - under_way.started
                 self._telemetry.info("store_available", after_seconds=seconds)
-            return {}
+            return reasons

@@ -264,3 +264,54 @@ async def test_what_a_store_refuses_at_once_is_refused(nursery: trio.Nursery, au
     assert one.said == ["take", "stored"]
     assert unknown.said == ["take", "refused: the session is not known"]
     assert [event for _, event, _ in telemetry.entries] == ["store_refused_commits"]
+
+
+async def test_a_store_that_crashes_where_it_is_marked_does_not_stop_the_writer(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """The session that happened to come by is not to blame; what was taken is stored by ``run``."""
+    writer, store, _ = begin(nursery)
+
+    def crash(commits: Sequence[SessionCommit]) -> bool:
+        raise ValueError("a bug in the store")
+
+    store.commit_nowait = crash  # type: ignore[method-assign]
+    await trio.testing.wait_all_tasks_blocked()
+    one = FakeCommitter("1")
+    writer.mark(one)
+    with trio.fail_after(1):
+        await writer.wait_idle()
+    assert (one.said, store.groups) == (["take", "stored"], [["1"]])
+
+
+async def test_a_refused_session_is_taken_and_shown_no_more(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """However long the pass lasts in which it was refused: what it holds now is not in the store."""
+    writer, store, _ = begin(nursery)
+    store.at_once = True
+    unknown = FakeCommitter("2")
+    await trio.testing.wait_all_tasks_blocked()
+    writer.mark(unknown)
+    autojump_clock.jump(2 * COMMIT_INTERVAL)
+    unknown.empty = True
+    writer.mark(unknown)
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert unknown.said[:2] == ["take", "refused: the session is not known"]
+    assert "stored" not in unknown.said[:2]
+
+
+async def test_a_store_that_is_back_takes_new_work_also_if_it_refuses_what_waited(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """It lost the sessions of that round: a damaged file was replaced. The others must not wait for one."""
+    writer, store, telemetry = begin(nursery)
+    store.down = True
+    writer.mark(FakeCommitter("s"))
+    await trio.sleep(RETRY_SECONDS / 2)
+    assert writer.failure is not None
+    store.down, store.refuses = False, {"s": "the session is not known"}
+    await writer.wait_idle()
+    assert [writer.failure] == [None]
+    assert telemetry.events() == ["store_unavailable", "store_refused_commits", "store_available"]
