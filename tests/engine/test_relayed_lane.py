@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import msgspec
 import trio
 import trio.testing
 
+from gateway.core.flow import Flow
 from gateway.core.identity import SCOPE_READ, Identity
+from gateway.core.letters import Gone, Letter
+from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import Dialect
+from gateway.engine.identity_watch import IdentityWatch
+from gateway.engine.relayed_lane import RelayedLane
+from gateway.engine.shared_socket import SharedSocket
 from gateway.ports import Admission, ConnectionClosed
 from tests.engine.fakes import FakeAgent, FakeConnection, FakeStream, user_message
 from tests.engine.test_multiplexed import of, open_multiplexed
@@ -310,3 +317,25 @@ async def test_sessions_on_one_socket_are_one_socket(redis_server: RedisServer) 
 
         assert one.bench.hub.sockets.held_by("alice") == most
         assert two.bench.hub.sockets.held_by("alice") == 1
+
+
+async def test_who_leaves_does_not_wait_any_more(autojump_clock: trio.testing.MockClock) -> None:
+    """What a slow socket did not take goes with the session: no task stays to wait for its turn."""
+    connection = FakeConnection()
+    connection.stalled = True
+    shared = SharedSocket(connection, Dialect.V2_JSON, Limits(), Flow())
+    letters: list[Letter] = []
+    lane = shared.open_lane(AWAY)
+    relayed = RelayedLane(1, lane, cast("IdentityWatch", None), letters.append, lambda: None)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            relayed.begin(lambda: nursery.start_soon(relayed.flush))
+            relayed.sent([b'{"seq":1,"type":"a"}'])
+            relayed.sent([b'{"seq":2,"type":"a"}'])
+            await trio.testing.wait_all_tasks_blocked()
+            assert lane.unsent
+            relayed.finish()
+            relayed.leave()
+            shared.close_lane(lane)
+
+    assert letters[-1] == Gone(1, 1000, "detached")
