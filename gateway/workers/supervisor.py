@@ -208,10 +208,14 @@ class Supervisor:
 
     async def _watch_for_hang(self, seat: _Seat, worker: Worker) -> None:
         while True:
-            await trio.sleep(LOOK_SECONDS)
+            due = trio.current_time() + LOOK_SECONDS
+            await trio.sleep_until(due)
+            now = trio.current_time()
+            # Nothing is heard while this process is stopped (Ctrl-Z, a frozen container), whoever speaks.
+            seat.heard_at = min(now, seat.heard_at + now - due)
             if not seat.listens:
                 continue
-            silent = trio.current_time() - seat.heard_at
+            silent = now - seat.heard_at
             if silent > HANG_SECONDS:
                 self._telemetry.error(
                     "worker_hangs", worker=seat.number, pid=worker.pid, silent_s=round(silent, 1)

@@ -301,6 +301,25 @@ async def test_a_worker_that_hangs_is_killed(nursery: trio.Nursery, autojump_clo
     bench.stop.set()
 
 
+async def test_a_supervisor_that_stood_still_kills_nobody(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """Stopped (Ctrl-Z, a frozen container) it heard nobody, which is not the workers' fault."""
+    bench = Bench()
+    nursery.start_soon(bench.run)
+    await bench.settle()
+    await trio.sleep(LOOK_SECONDS * 1.5)
+    autojump_clock.jump(10 * HANG_SECONDS)
+    await trio.sleep(10 * HANG_SECONDS)
+
+    assert bench.telemetry.errors == []
+    assert len(bench.started) == 2
+    bench.started[0].answers = False
+    await trio.sleep(HANG_SECONDS + 3 * LOOK_SECONDS)
+    assert bench.telemetry.errors[0] == "worker_hangs"
+    bench.stop.set()
+
+
 async def test_a_stop_does_not_wait_for_a_backoff(nursery: trio.Nursery, autojump_clock: Mock) -> None:
     """A worker that waits to be started again is not started any more."""
     bench = Bench()
