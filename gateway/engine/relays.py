@@ -106,7 +106,7 @@ class Relays:
         for (holder, relay), connection in list(self._served.items()):
             if holder == node and not connection.is_over:
                 self._mail.post(holder, Ended(relay, CloseCode.RESTARTING, _REASON))
-                connection.gone(CloseCode.RESTARTING, _REASON)
+                connection.lost(CloseCode.RESTARTING, _REASON)
 
     def _take(self, sender: str, letters: Sequence[Letter]) -> None:
         for letter in letters:

@@ -60,11 +60,16 @@ class RemoteConnection(ClientConnection):
         self._moved.set()
 
     def gone(self, code: int, reason: str) -> None:
-        """The client's socket is over, or the way to it."""
+        """The client's socket is over."""
         if self._closed is None:
             self._closed = ConnectionClosed(code, reason)
             self._said.set()
             self._moved.set()
+
+    def lost(self, code: int, reason: str) -> None:
+        """The way to the holder is over: what was on it counts as taken, for no token may come twice."""
+        self.took(self._taken + len(self._sizes))
+        self.gone(code, reason)
 
     @property
     def is_over(self) -> bool:

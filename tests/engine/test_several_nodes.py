@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -419,6 +419,46 @@ async def test_a_remote_v1_client_that_comes_back_misses_and_repeats_nothing(
 
         assert remote.text() == "abc"
         assert again.text() == "defghi"
+
+
+class LastOfItsNode(FakeConnection):
+    """A socket whose node dies at the very moment when its client is given ``last``."""
+
+    def __init__(self, node: Node, last: bytes) -> None:
+        super().__init__()
+        self._of_node = node
+        self._last = last
+
+    def send_nowait(self, payloads: Sequence[bytes]) -> bool:
+        """As ever, and the node can tell nobody."""
+        taken = super().send_nowait(payloads)
+        if self._last in payloads[-1]:
+            self._of_node.crash()
+        return taken
+
+
+async def test_what_a_dead_holder_may_have_given_to_a_v1_client_is_not_repeated(
+    redis_server: AnyRedis,
+) -> None:
+    """Nobody knows whether it did, and a token must not come twice."""
+    agent = FakeAgent()
+    async with nodes(redis_server, agent, "a", "b") as (one, two):
+        await claimed(one)
+        local = one.bench.connect(dialect=V2)
+        await local.wait_for("welcome")
+        remote = two.bench.connect(connection=LastOfItsNode(two, b"bc"))
+        await trio.sleep(0.1)
+        local.say(user_message(id="m"))
+        stream = await agent.stream(0)
+        for number, text in enumerate(("a", "bc")):
+            stream.token(text)
+            await remote.wait_for("assistant_message", number + 1)
+        await trio.sleep(2 * LEASE)
+        again = one.bench.connect()
+        stream.token("d")
+        await again.wait_for("assistant_message")
+
+        assert (remote.text(), again.text()) == ("abc", "d")
 
 
 async def test_relayed_sockets_of_a_dead_node_are_let_go_and_served_again(
