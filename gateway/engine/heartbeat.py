@@ -73,8 +73,8 @@ class Heartbeat:
         begin_task: Callable[[Callable[[], Awaitable[None]]], object],
     ) -> None:
         self._heartbeats = heartbeats
-        self._connection = connection
-        self._socket = socket
+        self._connection: ClientConnection | None = connection
+        self._socket: Pinged | None = socket
         self._begin_task: Callable[[Callable[[], Awaitable[None]]], object] | None = begin_task
         self.due = 0.0
         if connection.sends_pings:
@@ -87,20 +87,23 @@ class Heartbeat:
 
     def finish(self) -> None:
         """The connection's nursery is about to close: from now on nothing can be started in it."""
-        self._begin_task = None
+        # Until it would have been due it stays in the row, and a socket must not stay with it.
+        self._begin_task = self._connection = self._socket = None
 
     async def _beat(self) -> None:
         """Ping; a peer silent for ``pong_timeout`` after that is gone (4408)."""
-        sent = trio.current_time()
+        connection, socket, sent = self._connection, self._socket, trio.current_time()
+        if connection is None or socket is None:
+            return  # It ended in the very pass in which this was to begin.
         try:
             with trio.move_on_after(self._heartbeats.limits.pong_timeout) as deadline:
-                await self._connection.ping()
+                await connection.ping()
         except ConnectionClosed:
             return  # The reader learns it too, and says how it ended.
         if deadline.cancelled_caught:
-            self._socket.end(CloseCode.NO_PONG, "no pong in time")
+            socket.end(CloseCode.NO_PONG, "no pong in time")
             return
-        self._socket.alive_at = sent
-        self._socket.rtt = trio.current_time() - sent
-        self._heartbeats.telemetry.observe("gateway_heartbeat_rtt_seconds", self._socket.rtt)
+        socket.alive_at = sent
+        socket.rtt = trio.current_time() - sent
+        self._heartbeats.telemetry.observe("gateway_heartbeat_rtt_seconds", socket.rtt)
         self._heartbeats.add(self)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import trio
 import trio.testing
 
@@ -103,6 +106,45 @@ async def test_a_socket_that_is_over_is_not_pinged(
 
     assert left.pinged == []
     assert (len(lost.pinged), lost.ended, lost.rtt) == (1, [], None)
+
+
+async def test_nothing_is_kept_of_a_socket_that_is_over(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Until its ping would have been due, sockets that come and go would pile up; also one in its ping."""
+    heartbeats = Heartbeats(LIMITS, RecordingTelemetry())
+    nursery.start_soon(heartbeats.run)
+    for seconds in (1, 22):
+        socket = Socket(takes=5)
+        gone = weakref.ref(socket)
+        async with trio.open_nursery() as connection:
+            heartbeat = Heartbeat(heartbeats, socket, socket, connection.start_soon)
+            await trio.sleep(seconds)
+            heartbeat.finish()
+            connection.cancel_scope.cancel()
+        del socket, heartbeat, connection
+        gc.collect()
+        assert gone() is None
+
+
+async def test_a_pong_in_the_last_moment_is_no_error(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The socket ends in the pass in which its ping is answered, or is to begin."""
+    heartbeats = Heartbeats(LIMITS, RecordingTelemetry())
+    nursery.start_soon(heartbeats.run)
+    sockets = Socket(takes=5), Socket()
+    for socket, seconds in zip(sockets, (25, 20), strict=True):
+        async with trio.open_nursery() as connection:
+            heartbeat = Heartbeat(heartbeats, socket, socket, connection.start_soon)
+            if seconds == 20:
+                heartbeat.start()
+            else:
+                await trio.sleep(seconds)
+            heartbeat.finish()
+
+    await trio.sleep(60)
+    assert [len(socket.pinged) for socket in sockets] == [1, 0]
 
 
 async def test_a_server_that_keeps_sockets_alive_itself_is_left_to_it(
