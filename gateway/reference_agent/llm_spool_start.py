@@ -16,7 +16,11 @@ class SpoolProcess:
     def exit_code(self) -> int | None:
         """How it has ended (negative: by which signal), None while it runs. Never blocks."""
         if self._code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                # Whoever started us ignores SIGCHLD, and that is inherited: how it ended is not kept.
+                pid, status = self.pid, 0
             self._code = os.waitstatus_to_exitcode(status) if pid else None
         return self._code
 

@@ -1,6 +1,7 @@
 """The spool's process, as its runtime starts it."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,3 +29,10 @@ async def test_a_process_that_cannot_start_makes_the_spool_unavailable(short_fol
     assert [process.exit_code() for process in started] == [1]
     with pytest.raises(ProcessLookupError):
         os.kill(started[0].pid, 0)
+
+
+def test_a_process_that_somebody_else_has_waited_for_has_ended() -> None:
+    """Where SIGCHLD is ignored, as it was before this process began, the kernel does so by itself."""
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], {})
+    os.waitpid(pid, 0)
+    assert SpoolProcess(pid).exit_code() == 0
