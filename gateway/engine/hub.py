@@ -346,6 +346,9 @@ class Hub:
         try:
             await self._ownership.acquire(session_id)
             stored = await self._store.load(session_id) if self._store.is_durable else None
+            if self.draining:  # Since then: what waits in it is the next process's, or another node's.
+                self._ownership.retired(session_id)
+                raise Draining("This node is restarting. Reconnect.", retry_after=1)
             was_stored = stored is not None and stored.record is not None
             session = Session(
                 session_id,

@@ -9,6 +9,7 @@ import trio
 import trio.testing
 
 from gateway.core.limits import Limits
+from gateway.core.storage import StoredSession
 from gateway.core.websocket_protocol import Dialect
 from gateway.ports import ResumePoint
 from tests.engine.fakes import Bench, DurableMemoryStore, FakeConnection, user_message
@@ -271,3 +272,35 @@ def _copy(store: DurableMemoryStore) -> DurableMemoryStore:
         copy.deepcopy({k: v for k, v in store.__dict__.items() if k not in ("down", "latency")})
     )
     return found
+
+
+async def test_a_session_that_was_being_loaded_when_the_drain_began_sends_nothing_either(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """Stopped in the middle of its start, a process leaves what waits to the next one."""
+
+    class SlowToLoad(DurableMemoryStore):
+        async def load(self, session_id: str) -> StoredSession | None:
+            await trio.sleep(1)
+            return await super().load(session_id)
+
+    store = DurableMemoryStore()
+    before = await Bench(nursery, store=store, limits=Limits(max_concurrent_turns=1)).start()
+    for session_id in ("one", "two"):
+        await store.claim(session_id, "anonymous", 0)
+        socket = before.connect(session_id, dialect=V2)
+        socket.say(user_message(session_id, id="m"))
+        await socket.wait_for("turn_started")
+    await before.hub.drain()
+    store.down, slow = True, SlowToLoad()
+    vars(slow).update(vars(_copy(store)))
+    during = Bench(nursery, store=slow)
+    nursery.start_soon(during.start)
+    await trio.sleep(1.5)
+    await during.hub.drain()
+    await trio.sleep(5)
+    assert during.agent.streams == []
+
+    slow.down = True
+    after = await Bench(nursery, store=_copy(slow)).start()
+    assert b"two" in (await after.agent.stream(0)).request.message
