@@ -341,6 +341,8 @@ class SessionSocket:
     def finish(self) -> None:
         """The connection's nursery is about to close: from now on nothing can be started in it."""
         self._start_flusher = None
+        if self._is_flushing:  # A multiplexed socket's nursery goes on, and holds what waits for its turn.
+            self._waiting.cancel()
 
     def begin(self, start_flusher: Callable[[], None]) -> None:
         """From now on ``start_flusher`` starts ``flush`` in the connection's nursery when it is needed.

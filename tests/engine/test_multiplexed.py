@@ -241,6 +241,33 @@ async def test_a_dead_or_drained_multiplexed_socket_is_closed_as_any_other(
     assert leaving.closed[0] == 1012
 
 
+async def test_what_waits_for_a_session_that_is_left_is_let_go(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """A client that attaches and detaches without reading must not pile up what it would have read."""
+    bench = await Bench(nursery).start()
+    single = bench.connect("a", dialect=Dialect.V2_JSON)
+    single.say(user_message(id="m"))
+    stream = await bench.agent.stream(0)
+    for _ in range(3):
+        stream.token("x")
+    await single.wait_for("assistant_message", 3)
+    epoch = single.objects()[0]["epoch"]
+    socket = open_multiplexed(bench)
+    socket.say({"type": "attach", "session_id": "b"})
+    await socket.wait_for("welcome")
+    socket.stalled = True
+    socket.say({"type": "attach", "session_id": "b"})
+    await trio.testing.wait_all_tasks_blocked()
+    before = trio.lowlevel.current_statistics().tasks_living
+    for _ in range(10):
+        socket.say({"type": "attach", "session_id": "a", "epoch": epoch, "last_seq": 1})
+        socket.say({"type": "detach", "session_id": "a"})
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert trio.lowlevel.current_statistics().tasks_living == before
+
+
 async def test_a_snapshot_replaces_what_waited_for_its_turn(autojump_clock: Mock) -> None:
     """Control goes before events, but never a snapshot before older events of its own session."""
     connection = FakeConnection()
