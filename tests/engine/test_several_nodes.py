@@ -46,16 +46,20 @@ class Node:
 
 
 @asynccontextmanager
-async def nodes(server: AnyRedis, agent: FakeAgent, *names: str) -> AsyncIterator[list[Node]]:
-    """Hubs on that Redis that ask the same runtime."""
+async def nodes(
+    server: AnyRedis, agent: FakeAgent, *names: str, lease: float = LEASE
+) -> AsyncIterator[list[Node]]:
+    """Hubs on that Redis that ask the same runtime. They say that they live each quarter of the lease."""
     async with trio.open_nursery() as nursery:
-        found = [await nursery.start(_live, server, agent, name) for name in names]
+        found = [await nursery.start(_live, server, agent, name, lease) for name in names]
         with trio.fail_after(15):
             yield found
         nursery.cancel_scope.cancel()
 
 
-async def _live(server: AnyRedis, agent: FakeAgent, name: str, *, task_status: trio.TaskStatus[Node]) -> None:
+async def _live(
+    server: AnyRedis, agent: FakeAgent, name: str, lease: float, *, task_status: trio.TaskStatus[Node]
+) -> None:
     with trio.CancelScope() as life:
         async with (
             open_redis_store(
@@ -64,7 +68,7 @@ async def _live(server: AnyRedis, agent: FakeAgent, name: str, *, task_status: t
                 dedupe_window=1000.0,
                 retention=1000.0,
                 telemetry=RecordingTelemetry(),
-                lease_seconds=LEASE,
+                lease_seconds=lease,
             ) as store,
             trio.open_nursery() as nursery,
         ):
@@ -317,6 +321,54 @@ async def test_a_node_that_lost_a_session_lets_its_sockets_go(
         assert socket.closed[0] == 1012
         assert "ack" not in socket.types()
         assert agent.streams == []
+
+
+async def test_a_node_that_woke_up_takes_no_client_for_one_of_a_store_that_lost_data(
+    redis_server: AnyRedis,
+) -> None:
+    """Another one carried its session on. It tells of no new epoch, not even while it cannot ask Redis."""
+    agent = FakeAgent()
+    agent.resumable = True
+    # To the other it is dead long before it says again that it lives, and hears what it lost.
+    async with (
+        nodes(redis_server, agent, "a", lease=60) as (hung,),
+        nodes(redis_server, agent, "b") as (two,),
+    ):
+        await claimed(hung)
+        socket = hung.bench.connect(dialect=V2)
+        socket.say(user_message(id="m"))
+        (await agent.stream(0)).token("a", event_id="1")
+        await socket.wait_for("assistant_message")
+        continued = await agent.stream(1)
+        elsewhere = two.bench.connect(dialect=V2, resume=resume_of(socket))
+        continued.token("b", event_id="2")
+        await elsewhere.wait_for("assistant_message")
+        elsewhere.drop()
+
+        redis_server.signal(signal.SIGSTOP)
+        try:
+            early = hung.bench.connect(dialect=V2, resume=resume_of(elsewhere))
+            while not early.frames and early.closed is None:
+                await early.arrived.park()
+        finally:
+            redis_server.signal(signal.SIGCONT)
+        assert early.types() == []
+        assert early.closed is not None
+        assert early.closed[0] == 1013
+
+        while True:  # The other node finds its way back to Redis, too.
+            again = hung.bench.connect(dialect=V2, resume=resume_of(elsewhere))
+            while not again.frames and again.closed is None:
+                await again.arrived.park()
+            if again.frames:
+                break
+        continued.done()
+        await again.wait_for("turn_ended")
+        assert again.objects()[0]["resumed"] is True
+        assert "snapshot" not in socket.types() + again.types()
+        assert socket.closed == (1012, "session restarted")
+        got = seqs(socket, elsewhere, again)
+        assert got == list(range(1, len(got) + 1))
 
 
 async def test_a_session_that_left_memory_is_free(redis_server: AnyRedis) -> None:
