@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
-import structlog
 import trio
 
 from gateway.commands.exit_codes import CommandFailed, ExitCode
 from gateway.commands.parsers import add_bind, add_command
 from gateway.commands.running import announce, expected_failure, read_configuration, run_until_stopped
+from gateway.reference_agent.log_output import log_to_stderr
 from gateway.reference_agent.server import serve_agent
 from gateway.reference_agent.settings import LLM_KEY_VARIABLE, AgentSettings
 
@@ -93,7 +92,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
     settings = _settings(arguments)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log_to_stderr()
 
     async def work(stop: trio.Event) -> int:
         await serve(settings, stop)

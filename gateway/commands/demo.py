@@ -11,7 +11,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import structlog
 import trio
 
 from gateway.chat import ChatOptions, run_chat
@@ -21,6 +20,7 @@ from gateway.commands.running import expected_failure, explain_start_failure, ru
 from gateway.config import ConfigError
 from gateway.core.errors import StoreUnavailable
 from gateway.demo import DEFAULT_BIND, Chat, DemoOptions, run_demo
+from gateway.reference_agent.log_output import log_to_stderr
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,10 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         program=shlex.quote(str(called)) if called.name == "gateway" else "gateway",
     )
     chats = sys.stdin.isatty() if arguments.chat is None else arguments.chat
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-    )
+    log_to_stderr(logging.WARNING)
     return trio.run(
         run_until_stopped, functools.partial(_work, options, _make_chat(options) if chats else None)
     )

@@ -7,10 +7,8 @@ import argparse
 import os
 import random
 import socket
-import sys
 from contextlib import suppress
 
-import structlog
 import trio
 
 from gateway.reference_agent.llm_client import open_llm_client
@@ -18,6 +16,7 @@ from gateway.reference_agent.llm_spool import LlmSpool
 from gateway.reference_agent.llm_spool_place import SpoolPlace, only_one, place_of
 from gateway.reference_agent.llm_spool_protocol import identity
 from gateway.reference_agent.llm_spool_server import SpoolServer
+from gateway.reference_agent.log_output import log_to_stderr
 from gateway.reference_agent.settings import LLM_KEY_VARIABLE
 
 BACKLOG = 128
@@ -32,7 +31,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, required=True)
     arguments = parser.parse_args()
     key = os.environ.get(LLM_KEY_VARIABLE) or None
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log_to_stderr()
     place = place_of(arguments.db)
     with only_one(place) as alone:
         if alone:
