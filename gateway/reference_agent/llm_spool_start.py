@@ -34,7 +34,9 @@ def start_spool(db: str, settings: AgentSettings) -> SpoolProcess:
     environment.pop(LLM_KEY_VARIABLE, None)
     if settings.llm_key:
         environment[LLM_KEY_VARIABLE] = settings.llm_key
-    program = [sys.executable, "-m", "gateway.reference_agent.llm_spool_process"]
+    # -P and the path of this process: the current folder may be a project that somebody else wrote.
+    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    program = [sys.executable, "-P", "-m", "gateway.reference_agent.llm_spool_process"]
     nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1)]
     pid = os.posix_spawn(
         sys.executable,
