@@ -115,7 +115,11 @@ class Chaos:
         while True:
             await trio.sleep(self._random.expovariate(0.4))
             gateway = self._random.choice(self.gateways)
-            if gateway.send(signal.SIGSTOP):
+            async with self._starting:
+                # One that starts would find Redis too slow to begin with, and end: right, and not looked for.
+                await gateway.wait_listening()
+                is_paused = gateway.send(signal.SIGSTOP)
+            if is_paused:
                 self.pauses += 1
                 try:
                     await trio.sleep(self._random.uniform(0.2, 1.5))
