@@ -126,6 +126,8 @@ class TurnRunner:
             )
             try:
                 posted = trio.current_time()
+                # Who cut the turn before this line counts it as unsent, also when this task was on its way.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 runner.departure.sending(message.turn_id)
                 async with self._agent.open_stream(request) as stream:
                     self._telemetry.observe("gateway_agent_head_seconds", trio.current_time() - posted)

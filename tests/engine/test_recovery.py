@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -11,8 +13,15 @@ import trio.testing
 from gateway.core.limits import Limits
 from gateway.core.storage import StoredSession
 from gateway.core.websocket_protocol import Dialect
-from gateway.ports import ResumePoint
-from tests.engine.fakes import Bench, DurableMemoryStore, FakeConnection, user_message
+from gateway.ports import ResumePoint, TurnRequest
+from tests.engine.fakes import (
+    Bench,
+    DurableMemoryStore,
+    FakeAgent,
+    FakeConnection,
+    FakeStream,
+    user_message,
+)
 
 V2 = Dialect.V2_JSON
 Mock = trio.testing.MockClock
@@ -161,6 +170,40 @@ async def test_a_drained_gateway_leaves_what_it_did_not_send_to_the_next(
     cut = after.connect("one", dialect=V2, resume=ResumePoint(sockets["one"].objects()[0]["epoch"], 1))
     assert (await cut.wait_for("turn_ended"))["outcome"] == "outcome_unknown"
     assert len(after.agent.streams) == 1
+
+
+async def test_what_was_left_unsent_is_not_sent_by_a_task_that_was_on_its_way(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """Its place came free as the drain began, and the way to the runtime need not wait for anything."""
+    agent = HastyAgent()
+    store = DurableMemoryStore()
+    bench = await Bench(nursery, store=store, agent=agent, limits=Limits(max_concurrent_turns=1)).start()
+    for session_id in ("one", "two"):
+        await store.claim(session_id, "anonymous", 0)
+        socket = bench.connect(session_id, dialect=V2)
+        socket.say(user_message(id="m"))
+        await socket.wait_for("turn_started")
+    await agent.stream(0)
+    two = bench.hub.runners["two"]
+    bench.hub._run_turn._places.release()  # type: ignore[attr-defined]
+    two.suspend()
+    await trio.sleep(1)
+
+    assert len(agent.streams) == 1
+    assert (await store.load("two")).record.unsent  # type: ignore[union-attr]
+
+
+class HastyAgent(FakeAgent):
+    """Has the message before anything could be cancelled."""
+
+    @asynccontextmanager
+    async def open_stream(self, request: TurnRequest) -> AsyncIterator[FakeStream]:
+        """No checkpoint on the way."""
+        stream = FakeStream(request, resumable=False)
+        self.streams.append(stream)
+        self._opened.unpark_all()
+        yield stream
 
 
 async def test_what_an_earlier_process_sent_is_never_taken_for_unsent(
