@@ -50,11 +50,13 @@ class _Open:
 
     async def aclose(self) -> None:
         """Close all; the last one leaves a file without a log."""
-        self.immediate.close()
         try:
-            await self.checkpointer.aclose()
+            self.immediate.close()
         finally:
-            await self.connection.aclose()
+            try:
+                await self.checkpointer.aclose()
+            finally:
+                await self.connection.aclose()
 
 
 class SqliteConnection:
