@@ -31,8 +31,14 @@ async def main(*arguments: str) -> None:
     ) as store:
         for session_id in session_ids:
             await store.claim(session_id, "ada", 1.0)
-        found = await store.load(session_ids[0])
-        number = 0 if found is None or found.record is None else int(found.record.touched_at)
+        stand = {}
+        for session_id in session_ids:
+            found = await store.load(session_id)
+            stand[session_id] = 0 if found is None or found.record is None else int(found.record.touched_at)
+        number = max(stand.values())
+        # Where each session is a step of its own, the kill may have come between two of them.
+        behind = [numbered_commit(each, number) for each, stands_at in stand.items() if stands_at < number]
+        await store.commit(behind)
         async with trio.open_nursery() as nursery:
 
             async def tidy() -> None:
