@@ -112,6 +112,22 @@ def test_wsproto_only_appends_and_pops_its_events() -> None:
     assert isinstance(wsproto.connection.Connection(ConnectionType.SERVER)._events, deque)
 
 
+def test_two_events_of_trio_websocket_are_awaited_by_clients_only() -> None:
+    """Sockets of a server share one (``WebSocketServer._upgrade``)."""
+    names = r"\._(?:open_handshake|for_testing_peer_closed_connection)(?: = [\w.()]+|[\w.]*)"
+    used = re.findall(names, inspect.getsource(trio_websocket._impl))
+    assert sorted(used) == [
+        "._for_testing_peer_closed_connection = trio.Event()",
+        "._for_testing_peer_closed_connection.set",
+        "._open_handshake = trio.Event()",
+        *["._open_handshake.set"] * 2,
+        *["._open_handshake.wait"] * 2,
+    ]
+    clients = (trio_websocket.connect_websocket, trio_websocket.wrap_client_stream)
+    waits = [inspect.getsource(client).count("_open_handshake.wait()") for client in clients]
+    assert waits == [1, 1]
+
+
 def test_trio_websocket_runs_the_reader_from_an_accepted_request() -> None:
     """The reader consults the protocol object it was given, and only closes through the stream."""
     source = inspect.getsource(trio_websocket.WebSocketConnection._reader_task)
