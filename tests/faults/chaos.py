@@ -36,6 +36,8 @@ class Chaos:
         self.pauses = 0
         """Gateways that were stopped in their tracks for longer than others wait for them."""
         self.redis_kills = 0
+        self.redis_link: CuttingProxy | None = None
+        """Between the gateways and Redis, where there is one: a network that breaks."""
         self._starting = trio.Lock()
         """A gateway ends when Redis is away as it starts, which is right and not what is looked for here."""
         self._point: str | None = None
@@ -61,6 +63,8 @@ class Chaos:
                 nursery.start_soon(self._pause_some)
             if self.redis is not None:
                 nursery.start_soon(self._restart_redis, self.redis)
+            if self.redis_link is not None:
+                nursery.start_soon(self._cut_redis, self.redis_link)
             while self.kills < self.kills_wanted or clients.cuts < self.cuts_wanted:
                 if self._is_behind(clients):
                     await trio.sleep(0.05)
@@ -139,6 +143,15 @@ class Chaos:
                     await trio.sleep(self._random.uniform(0, 1))
                 finally:
                     server.start()
+
+    async def _cut_redis(self, link: CuttingProxy) -> None:
+        """Now and then every connection to it at once, in the middle of whatever is on its way."""
+        while True:
+            await trio.sleep(self._random.expovariate(0.4))
+            async with self._starting:
+                for gateway in self.gateways:
+                    await gateway.wait_listening()
+                link.cut_all()
 
     async def _steer(self, clients: CuttingProxy) -> None:
         """Keep the cuts in step with the kills."""

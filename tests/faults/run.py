@@ -71,6 +71,8 @@ class Result:
     stops: int = 0
     pauses: int = 0
     redis_kills: int = 0
+    redis_cuts: int = 0
+    """Connections between gateways and Redis that were cut."""
     killed_at: dict[str, int] = Factory(dict)
     cuts: int = 0
     upstream_cuts: int = 0
@@ -125,8 +127,10 @@ async def _run(options: Options, folder: Path, progress: Callable[[str], None]) 
         async with AsyncExitStack() as stack:
             if options.redis or options.nodes > 1:
                 server = stack.enter_context(_redis(folder))
-                chaos.redis = server
-                settings |= {"STORE_URL": server.url, "NODE_LEASE": "0.5"}
+                link = CuttingProxy([server.port], random.Random(randomness.random()), None)
+                await nursery.start(link.serve)
+                chaos.redis, chaos.redis_link = server, link
+                settings |= {"STORE_URL": f"redis://127.0.0.1:{link.port}", "NODE_LEASE": "0.5"}
             gateways = [
                 await stack.enter_async_context(gateway_process(folder, settings, cold=options.cold))
                 for _ in range(options.nodes)
@@ -178,6 +182,7 @@ async def _run(options: Options, folder: Path, progress: Callable[[str], None]) 
         nursery.cancel_scope.cancel()
     result.stops = chaos.stops
     result.pauses, result.redis_kills = chaos.pauses, chaos.redis_kills
+    result.redis_cuts = 0 if chaos.redis_link is None else chaos.redis_link.cuts
     result.kills, result.killed_at, result.cuts = chaos.kills, chaos.killed_at, clients.cuts
     result.upstream_cuts, result.connections = agents.cuts, clients.connections
     result.seconds = trio.current_time() - began
