@@ -22,6 +22,8 @@ class Flusher:
     ``wait_taken`` waits until it does, and sends what was kept meanwhile; what it returns is an ending.
     """
 
+    __slots__ = ("_is_blocked", "_is_running", "_start", "_wait_taken", "_waiting", "closing")
+
     def __init__(
         self, is_blocked: Callable[[], bool], wait_taken: Callable[[], Awaitable[Ending | None]]
     ) -> None:
@@ -30,18 +32,24 @@ class Flusher:
         self._start: Callable[[], None] | None = None
         self._is_running = False
         self._waiting: trio.CancelScope
+        """Around ``run``, so that ``end`` does not wait behind a dead peer."""
         self.closing: Ending | None = None
         """What the socket is to be closed with; the first call of ``end`` decides."""
 
     def begin(self, start: Callable[[], None]) -> None:
-        """From now on ``start`` has ``run`` started when it is needed."""
+        """From now on ``start`` has ``run`` started when it is needed.
+
+        A socket that takes what it is given has none: a task that only waits costs 3 KB a socket.
+        """
         self._start = start
         if self._is_blocked() or self.closing is not None:
             self.need()
 
     def finish(self) -> None:
-        """From now on nothing can be started."""
+        """From now on nothing can be started, and what waits has waited long enough."""
         self._start = None
+        if self._is_running:  # A multiplexed socket's nursery goes on, and would hold it.
+            self._waiting.cancel()
 
     def need(self) -> None:
         """The socket took not all."""

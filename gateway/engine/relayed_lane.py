@@ -93,7 +93,5 @@ class RelayedLane:
 
     def leave(self) -> None:
         """The client has left the session, or the socket."""
-        # Its lane gets no turn any more, so who waits for one would wait for as long as the socket lives.
-        self._flusher.end(CloseCode.NORMAL, "detached")
         self._left()
         self._post(Gone(self._relay, int(CloseCode.NORMAL), "detached"))

@@ -27,6 +27,7 @@ from gateway.core.flow import Flow
 from gateway.core.limits import Limits
 from gateway.core.session_views import snapshot, welcome
 from gateway.core.websocket_protocol import CloseCode, Dialect
+from gateway.engine.flusher import Ending, Flusher, wait_sent_in_time
 from gateway.engine.remote_connection import RemoteConnection
 from gateway.engine.session_runner import SessionRunner
 from gateway.engine.shared_socket import SessionLane
@@ -46,18 +47,15 @@ class SessionSocket:
     __slots__ = (
         "_batch_after",
         "_blocked",
-        "_closing",
         "_control",
         "_dialect",
         "_flow",
-        "_is_flushing",
+        "_flusher",
         "_lagging",
         "_limits",
         "_moved",
         "_replaying",
         "_runner",
-        "_start_flusher",
-        "_waiting",
         "_wire",
         "acked",
         "alive_at",
@@ -89,13 +87,9 @@ class SessionSocket:
         self._lagging = False
         """Whether this socket was found slower than its events, and has not caught up since."""
         self._replaying = False
-        self._start_flusher: Callable[[], None] | None = None
-        self._is_flushing = False
-        self._waiting: trio.CancelScope
-        """Around the flusher, so that ``end`` does not wait behind a dead peer."""
+        self._flusher = Flusher(self._takes_no_more, self._wait_taken)
         self._moved: trio.Event | None = None
         """Set by the acknowledgement that a flusher waits for."""
-        self._closing: tuple[int, str] | None = None
         self.alive_at = trio.current_time()
         """When its peer was last known to be there: it joined, or was sent a ping that it answered."""
         self.rtt: float | None = None
@@ -196,7 +190,7 @@ class SessionSocket:
                 behind = self.position < self._runner.visible_seq
                 if self.is_v2 and self._window_is_full():
                     self._lagging = True
-                    self._need_flusher()
+                    self._flusher.need()
                     behind = False
                 elif not behind:
                     self._replaying = self._lagging = False
@@ -215,7 +209,7 @@ class SessionSocket:
                     self._wire.bytes_sent += sum(map(len, payloads))
                     if not self.connection.send_nowait(payloads):
                         self._blocked = self._lagging = True
-                        self._need_flusher()
+                        self._flusher.need()
                     elif self._batch_after < self._runner.timing.seq <= self.position and not self._lagging:
                         self._runner.timing.end()
         except ConnectionClosed:
@@ -247,7 +241,7 @@ class SessionSocket:
         wire.bytes_sent += len(payload)
         if not self.connection.send_nowait((payload,)):
             self._blocked = self._lagging = True
-            self._need_flusher()
+            self._flusher.need()
         elif self._runner.timing.seq == self.position:
             self._runner.timing.end()
         return not may_be_full
@@ -329,69 +323,44 @@ class SessionSocket:
 
     def end(self, code: int, reason: str) -> None:
         """Close the socket soon; the first call decides the code."""
-        if self._closing is None:
-            self._closing = (code, reason)
-            if self._is_flushing:
-                self._waiting.cancel()
-            else:
-                self._need_flusher()
+        self._flusher.end(code, reason)
 
     # ------------------------------------------------------------------ the flusher task
 
+    def begin(self, start_flusher: Callable[[], None]) -> None:
+        """From now on ``start_flusher`` starts ``flush`` in the connection's nursery when it is needed."""
+        self._flusher.begin(start_flusher)
+
     def finish(self) -> None:
         """The connection's nursery is about to close: from now on nothing can be started in it."""
-        self._start_flusher = None
-        if self._is_flushing:  # A multiplexed socket's nursery goes on, and holds what waits for its turn.
-            self._waiting.cancel()
+        self._flusher.finish()
 
-    def begin(self, start_flusher: Callable[[], None]) -> None:
-        """From now on ``start_flusher`` starts ``flush`` in the connection's nursery when it is needed.
-
-        A socket that takes what it is given has none: a task that only waits costs 3 KB a socket.
-        """
-        self._start_flusher = start_flusher
-        if self._blocked or self._is_ending() or self._window_is_full():
-            self._need_flusher()
-
-    def _need_flusher(self) -> None:
-        if not self._is_flushing and self._start_flusher is not None:
-            self._is_flushing = True
-            self._waiting = trio.CancelScope()
-            self._start_flusher()
-
-    async def flush(self) -> tuple[int, str] | None:
+    async def flush(self) -> Ending | None:
         """Wait for the socket until it takes more; returns what to close it with, if it is to be closed.
 
         Raises ``ConnectionClosed``. No progress for ``send_timeout`` ends it with 4413: neither bytes into
         the kernel nor, where the window is full, an acknowledgement.
         """
-        with self._waiting:
-            while not self._is_ending():
-                if self._blocked:
-                    unsent = self.connection.unsent
-                    with trio.move_on_after(self._limits.send_timeout) as patience:
-                        await self.connection.wait_sent()
-                    if patience.cancelled_caught:
-                        if self.connection.unsent < unsent:
-                            continue
-                        return CloseCode.TOO_SLOW, "too slow: nothing was taken in time; resume when ready"
-                    self._blocked = False
-                    self._runner.progressed()
-                    self.flush_nowait()
-                elif self._window_is_full():
-                    self._moved = moved = trio.Event()
-                    with trio.move_on_after(self._limits.send_timeout) as patience:
-                        await moved.wait()
-                    self._moved = None
-                    if patience.cancelled_caught:
-                        return CloseCode.TOO_SLOW, "too slow: nothing was acknowledged; resume when ready"
-                else:
-                    self._is_flushing = False
-                    return None
-        return self._closing
+        return await self._flusher.run()
 
-    def _is_ending(self) -> bool:
-        return self._closing is not None
+    def _takes_no_more(self) -> bool:
+        return self._blocked or self._window_is_full()
+
+    async def _wait_taken(self) -> Ending | None:
+        if self._blocked:
+            ending = await wait_sent_in_time(self.connection, self._limits.send_timeout)
+            if ending is None:
+                self._blocked = False
+                self._runner.progressed()
+                self.flush_nowait()
+            return ending
+        self._moved = moved = trio.Event()
+        with trio.move_on_after(self._limits.send_timeout) as patience:
+            await moved.wait()
+        self._moved = None
+        if patience.cancelled_caught:
+            return CloseCode.TOO_SLOW, "too slow: nothing was acknowledged; resume when ready"
+        return None
 
     def _window_is_full(self) -> bool:
         if not self.is_v2 or self.position <= self.acked:
