@@ -10,7 +10,6 @@ A supervisor that is killed takes nobody with it: its workers drain, tell their 
 
 from __future__ import annotations
 
-import gc
 import signal
 import socket
 import sys
@@ -21,7 +20,7 @@ import trio
 
 from gateway import app
 from gateway.commands.exit_codes import CommandFailed, ExitCode
-from gateway.commands.running import expected_failure, explain_start_failure
+from gateway.commands.running import expected_failure, explain_start_failure, settle_start_up
 from gateway.core.errors import StoreUnavailable
 from gateway.workers.channel import Channel, Leaving, Listening, Message, Setup
 from gateway.workers.siblings import ChannelSiblings
@@ -118,9 +117,7 @@ class _Worker:
 
     def _announce(self, urls: Sequence[str]) -> None:
         self.listens = True
-        # As in commands/serve.py: what start-up made is never garbage.
-        gc.collect()
-        gc.freeze()
+        settle_start_up()
         self._channel.post(Listening(list(urls)))
 
 

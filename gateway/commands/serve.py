@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import random
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from gateway.commands.running import (
     explain_start_failure,
     read_configuration,
     run_until_stopped,
+    settle_start_up,
 )
 from gateway.config import Configuration
 from gateway.core.errors import StoreUnavailable
@@ -81,10 +81,7 @@ async def serve(configuration: Configuration, stop: trio.Event) -> None:
     def listens(urls: Sequence[str]) -> None:
         nonlocal listening
         listening = True
-        # What start-up made stays. A full collection, which the first sessions bring about, would go through
-        # all of it while every token waits: 50 ms of CPU for nothing.
-        gc.collect()
-        gc.freeze()
+        settle_start_up()
         announce(urls)
 
     try:
