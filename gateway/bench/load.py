@@ -11,7 +11,8 @@ import asyncio
 import resource
 import sys
 import time
-from typing import Literal
+from collections.abc import Coroutine
+from typing import Any, Literal
 
 import msgspec
 
@@ -266,8 +267,13 @@ def main() -> int:
     if assignment.dialect not in DIALECTS:
         sys.stderr.write(f"no such dialect: {assignment.dialect}\n")
         return 1
+    return report(measure(assignment))
+
+
+def report(measuring: Coroutine[Any, Any, msgspec.Struct]) -> int:
+    """Measure, and write what came of it to standard output; 1 when it failed, which standard error says."""
     try:
-        measurement = asyncio.run(measure(assignment))
+        measurement = asyncio.run(measuring)
     except (BenchError, CannotMeasure, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -20,8 +20,8 @@ import msgspec
 
 from gateway.bench.emitter import Plan
 from gateway.bench.gauges import SOCKETS_OPEN, read_gauges
-from gateway.bench.load import ANSWER_SECONDS, cancel, message, until_quiet
-from gateway.bench.process_figures import CannotMeasure, resident_kilobytes
+from gateway.bench.load import ANSWER_SECONDS, cancel, message, report, until_quiet
+from gateway.bench.process_figures import resident_kilobytes
 from gateway.bench.socket_client import BenchError, SocketClient, connect, masked_frame, upgrade_request
 
 _RECEIVE_BYTES = 4096
@@ -252,13 +252,7 @@ async def _run(assignment: NeighbourAssignment) -> NeighbourMeasurement:
 def main() -> int:
     """Do what standard input says."""
     assignment = msgspec.json.decode(sys.stdin.buffer.readline(), type=NeighbourAssignment)
-    try:
-        measurement = asyncio.run(_run(assignment))
-    except (BenchError, CannotMeasure, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.buffer.write(msgspec.json.encode(measurement))
-    return 0
+    return report(_run(assignment))
 
 
 if __name__ == "__main__":
