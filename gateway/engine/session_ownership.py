@@ -189,8 +189,6 @@ class SessionOwnership:
         until = min(by, trio.current_time() + ALL_MOVED_SECONDS)
         while waiting := list(self._runners.values()):
             now = trio.current_time()
-            for runner in waiting:
-                runner.departure.holds_turns = True
             movable = (runner for runner in waiting if now >= by or runner.departure.can_move)
             ready = list(itertools.islice(movable, group_size(len(waiting), until - now)))
             for runner in ready:
