@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,25 @@ def redis_cluster(shared_cluster: ClusterGroup) -> ClusterGroup:
     """The shared cluster, empty."""
     shared_cluster.empty()
     return shared_cluster
+
+
+@pytest.fixture
+def sentinels(tmp_path: Path) -> Iterator[SentinelGroup]:
+    """A master, a replica and sentinels of the test's own, to be hurt."""
+    group = SentinelGroup(tmp_path)
+    group.start()
+    try:
+        yield group
+    finally:
+        group.kill()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[ClusterGroup]:
+    """Three masters of the test's own, to be hurt; the first has a replica."""
+    group = ClusterGroup(tmp_path, 3, 1)
+    group.start()
+    try:
+        yield group
+    finally:
+        group.kill()

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 import trio
 
 from tests.engine.fakes import FakeAgent, user_message
 from tests.engine.test_several_nodes import V2, claimed, nodes, resume_of, seqs
 from tests.redis_groups import SentinelGroup, wait_until
-
-
-@pytest.fixture
-def sentinels(tmp_path: Path) -> Iterator[SentinelGroup]:
-    """A master, a replica and sentinels, to be hurt."""
-    group = SentinelGroup(tmp_path)
-    group.start()
-    try:
-        yield group
-    finally:
-        group.kill()
 
 
 async def test_a_turn_streams_on_when_the_replica_has_everything(sentinels: SentinelGroup) -> None:
