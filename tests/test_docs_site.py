@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tree_sitter_dart
-from tree_sitter import Language, Parser
 
 from gateway.client.reconnect import Verdict, judge
 from gateway.core.websocket_protocol import CloseCode
@@ -102,24 +100,6 @@ def test_the_curl_snippet_runs(demo: Process) -> None:
         # There is no session yet that has a history.
         assert done.returncode == 0 or "/history" in line, done.stdout + done.stderr
         assert done.stdout.startswith(("{", "["))
-
-
-DART = [
-    (page.name, found)
-    for page in (ROOT / "README.md", ROOT / "docs" / "connect.md")
-    for found in re.findall(r"```dart\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
-]
-
-
-@pytest.mark.parametrize(("page", "code"), DART, ids=[page for page, _ in DART])
-def test_the_dart_snippets_are_dart(page: str, code: str) -> None:
-    """They follow the grammar. They are not run: neither pip, npm nor Debian has an SDK of Dart for it."""
-    parser = Parser(Language(tree_sitter_dart.language()))
-    # Statements alone are no program.
-    program = code if "\nclass " in code else f"void main() {{\n{code}}}\n"
-
-    assert not parser.parse(program.encode()).root_node.has_error
-    assert parser.parse(program.replace(";", "", 1).encode()).root_node.has_error
 
 
 def test_the_dart_client_speaks_the_protocol() -> None:

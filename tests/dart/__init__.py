@@ -1,0 +1,1 @@
+"""The Dart of the documentation, compiled and run by a real Dart."""
