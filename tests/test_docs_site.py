@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from gateway.client.reconnect import Verdict, judge
 from gateway.core.websocket_protocol import CloseCode
@@ -18,14 +20,23 @@ from tests.end_to_end.processes import Process, started
 from tests.end_to_end.requirements import need_program
 
 ROOT = Path(__file__).parent.parent
-CONNECT = (ROOT / "docs" / "connect.md").read_text("utf-8")
+CONNECT = "docs/connect.md"
 
 
-def snippet(language: str) -> str:
-    """The first of that language in docs/connect.md."""
-    found = re.search(rf"```{language}\n(.*?)```", CONNECT, flags=re.DOTALL)
-    assert found
-    return found[1]
+def page_text(page: str) -> str:
+    """What a page says."""
+    return (ROOT / page).read_text("utf-8")
+
+
+def snippets(language: str, page: str) -> list[str]:
+    """Those of that language in a page."""
+    return re.findall(rf"```{language}\n(.*?)```", page_text(page), flags=re.DOTALL)
+
+
+def snippet(language: str, page: str = CONNECT) -> str:
+    """The only one of that language in a page."""
+    (found,) = snippets(language, page)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -71,27 +82,67 @@ def test_builds_strictly(tmp_path: Path) -> None:
     assert "fonts.googleapis.com" not in front
 
 
-def test_the_python_snippet_runs(demo: Process, tmp_path: Path) -> None:
-    """As it stands, in a Trio program; it prints an answer."""
-    lines = snippet("python").replace("http://127.0.0.1:8000", demo.url).splitlines()
-    body = "\n".join(f"    {line}" for line in lines if line and not line.startswith("from "))
+PROGRAM = """
+import builtins
+
+import trio
+{imports}
+
+scope = trio.CancelScope()
+
+
+def print(*values: object) -> None:
+    builtins.print(*values)
+    if values[0] == "turn_ended":
+        scope.cancel()
+
+
+async def main() -> None:
+    with scope:
+{body}
+
+
+trio.run(main)
+"""
+"""Ends with the turn, whether or not the snippet does."""
+
+
+@pytest.mark.parametrize(
+    ("page", "last"),
+    [(CONNECT, "assistant_message 5 "), ("README.md", "tool_call ")],
+    ids=["connect", "README"],
+)
+def test_the_python_snippets_run(demo: Process, page: str, last: str) -> None:
+    """As they stand, in a Trio program; they print an answer."""
+    lines = snippet("python", page).replace("http://127.0.0.1:8000", demo.url).splitlines()
+    # Each page has a session of its own.
+    body = "\n".join(f"        {line}" for line in lines if line and not line.startswith("from "))
     imports = "\n".join(line for line in lines if line.startswith("from "))
-    program = f"import trio\n{imports}\n\n\nasync def main() -> None:\n{body}\n\n\ntrio.run(main)\n"
+    program = PROGRAM.format(imports=imports, body=body.replace("my-session", page.replace("/", ".")))
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
 
     assert done.returncode == 0, done.stderr
-    assert "assistant_message 5 " in done.stdout
+    assert last in done.stdout
     assert "turn_ended" in done.stdout
 
 
-def test_the_curl_snippet_runs(demo: Process) -> None:
+@pytest.mark.parametrize("page", [CONNECT, "README.md"])
+def test_the_curl_snippets_run(demo: Process, page: str) -> None:
     """Each line answers with JSON."""
     need_program("curl", "apt-get install curl")
-    for line in snippet("sh").replace("http://127.0.0.1:8000", demo.url).splitlines():
+    lines = [
+        line for found in snippets("sh", page) for line in found.splitlines() if line.startswith("curl ")
+    ]
+    assert lines
+    for line in lines:
         done = subprocess.run(
-            ["/bin/sh", "-c", f"{line} --fail-with-body --noproxy '*'"],
+            [
+                "/bin/sh",
+                "-c",
+                f"{line.replace('http://127.0.0.1:8000', demo.url)} -s --fail-with-body --noproxy '*'",
+            ],
             capture_output=True,
             text=True,
             timeout=30,
@@ -100,6 +151,14 @@ def test_the_curl_snippet_runs(demo: Process) -> None:
         # There is no session yet that has a history.
         assert done.returncode == 0 or "/history" in line, done.stdout + done.stderr
         assert done.stdout.startswith(("{", "["))
+
+
+def test_the_transcript_of_v1_happens(demo: Process) -> None:
+    """What is shown as sent is answered with what is shown as read."""
+    sent, read = snippets("json", CONNECT)
+    with connect(f"{demo.socket_url}/api/v1/ws/transcript", proxy=None) as socket:
+        socket.send(sent)
+        assert json.loads(socket.recv(timeout=10)) == json.loads(read)
 
 
 def test_the_dart_client_speaks_the_protocol() -> None:
@@ -115,8 +174,17 @@ def test_the_dart_client_speaks_the_protocol() -> None:
     assert final == {code.value for code in CloseCode if judge(code) is Verdict.END}
 
 
-def test_the_javascript_snippet_is_run_in_a_browser() -> None:
-    """By tests/browser/test_playground.py, which needs one."""
-    test = (ROOT / "tests" / "browser" / "test_playground.py").read_text("utf-8")
-
-    assert 'snippet("js")' in test
+def test_every_language_that_is_shown_is_run() -> None:
+    """JavaScript in a browser, Dart by its virtual machine, TypeScript in Node; the others here."""
+    runs = {
+        "js": ("tests/browser/test_playground.py", 'snippet("js")'),
+        "ts": ("tests/web/test_readme_typescript.py", "```ts"),
+        "dart": ("tests/dart/test_snippets.py", "```dart"),
+    }
+    for test, sign in runs.values():
+        assert sign in (ROOT / test).read_text("utf-8")
+    # Shell beside curl is what the reader's machine is set up with: .ci/run runs README's.
+    shown = {
+        name for page in ("README.md", CONNECT) for name in re.findall(r"(?m)^```(\w+)", page_text(page))
+    }
+    assert shown - {"mermaid", "json"} == {*runs, "python", "sh"}
