@@ -35,6 +35,7 @@ from gateway.adapters.front_door import FrontDoor, FrontDoorLimits
 from gateway.adapters.jwks import JwksCache, JwksTiming, jwks_http_client
 from gateway.adapters.listeners import listen_on, open_listeners
 from gateway.adapters.metrics_listener import MetricsListener
+from gateway.adapters.readiness import HAS_EPOLL, Readiness
 from gateway.adapters.rest import agent_client as rest_client
 from gateway.adapters.rest import create_app
 from gateway.adapters.sse_agent import SseAgentRuntime, agent_client
@@ -85,6 +86,8 @@ class Gateway:
     render_metrics: Callable[[], Awaitable[bytes]]
     origins: set[str]
     """Browser origins whose sockets are let in; ``serve`` adds this gateway's own for the playground."""
+    readiness: Readiness
+    """Of the agents' streams and the sockets together: one wake-up for all that can be read."""
 
 
 @frozen
@@ -148,7 +151,10 @@ async def open_gateway(
                 node=store.leases.node,
                 lease_seconds=settings.node_lease,
             )
-        client = await stack.enter_async_context(agent_client(settings.agent_url, StreamingTransport()))
+        readiness = Readiness()
+        client = await stack.enter_async_context(
+            agent_client(settings.agent_url, StreamingTransport(readiness=readiness))
+        )
         authenticator, jwks = await _make_authenticator(configuration, telemetry, clock, stack)
         limits = limits_of(settings)
         origins = set(settings.allowed_origins)
@@ -232,6 +238,7 @@ async def open_gateway(
             jwks=jwks,
             render_metrics=render_metrics,
             origins=origins,
+            readiness=readiness,
         )
 
 
@@ -365,6 +372,7 @@ def _front_door(gateway: Gateway) -> FrontDoor:
             close_timeout=settings.ws_close_timeout,
             compresses=settings.ws_compression == "on",
         ),
+        gateway.readiness if HAS_EPOLL else None,
     )
 
 

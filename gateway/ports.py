@@ -87,6 +87,10 @@ class ConnectionClosed(Exception):
         self.reason = reason
 
 
+Hear = Callable[[str | bytes], bool]
+"""Takes a message without waiting and says True, or leaves it, untouched, and says False."""
+
+
 class ClientConnection(Protocol):
     """One open WebSocket, upgraded and ready; owned by exactly one ``ConnectionGate.serve`` call.
 
@@ -109,8 +113,11 @@ class ClientConnection(Protocol):
         """
         ...
 
-    async def receive(self) -> str | bytes:
+    async def receive(self, hear: Hear | None = None) -> str | bytes:
         """The next whole data message: str from a text frame, bytes from a binary one.
+
+        An adapter may give a message to ``hear`` as it comes, in any task, while this waits and nothing else
+        is to be received before it; one that ``hear`` takes is not returned.
 
         Raises ``ConnectionClosed``. Cancelling loses no message.
         """

@@ -11,7 +11,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, final
+from functools import partial
+from typing import Final, Protocol, final
 
 import trio
 
@@ -24,6 +25,18 @@ LINGER_BYTES: Final = 16 * 2**20
 
 _RECEIVE_BYTES: Final = 16 * 2**10
 _DISCARD_BYTES: Final = 64 * 2**10
+
+
+class ReadyCalls(Protocol):
+    """Calls back when a descriptor is readable, for all connections together."""
+
+    async def call_each(self, descriptor: int, ready: Callable[[float], bool]) -> None:
+        """Call ``ready`` with Trio's time whenever there is input, until it returns False or raises."""
+        ...
+
+    def release(self, descriptor: int) -> None:
+        """End the wait for ``descriptor``, if there is one, with ``trio.ClosedResourceError``."""
+        ...
 
 
 @final
@@ -44,6 +57,7 @@ class DirectStream(trio.abc.Stream):
     """
 
     __slots__ = (
+        "_arrived",
         "_broken",
         "_buffer",
         "_closed",
@@ -51,7 +65,9 @@ class DirectStream(trio.abc.Stream):
         "_ended",
         "_flushing",
         "_inner",
+        "_ready_calls",
         "_send",
+        "_take",
         "_unread",
         "lingers",
         "socket",
@@ -80,6 +96,9 @@ class DirectStream(trio.abc.Stream):
         self._closed = False
         self.lingers = False
         """Whether our last bytes deserve that the peer gets time to read them before the descriptor goes."""
+        self._ready_calls: ReadyCalls | None = None
+        self._take: Callable[[bytes], bool]
+        self._arrived = b""
         self.written = 0
         """How many bytes the kernel has taken since the connection began."""
 
@@ -204,18 +223,44 @@ class DirectStream(trio.abc.Stream):
         if self.socket is None:
             assert self._inner is not None
             return bytes(await self._inner.receive_some(limit))
+        if self._ready_calls is not None:
+            await self._ready_calls.call_each(self._descriptor, partial(self._take_arrived, limit))
+            data, self._arrived = self._arrived, b""
+            return data
         while True:
             await trio.lowlevel.wait_readable(self._descriptor)
-            try:
-                return self.socket.recv(limit)
-            except BlockingIOError:
-                continue
-            except OSError:
-                if self._ended:
-                    raise trio.ClosedResourceError from None
-                self._broken = True
-                self._send = _raise_broken
-                raise trio.BrokenResourceError from None
+            with suppress(BlockingIOError):
+                return self._receive_nowait(limit)
+
+    def take_each(self, ready_calls: ReadyCalls, take: Callable[[bytes], bool]) -> None:
+        """From now on show ``take`` what arrives while ``receive_some`` waits, which does not return what it
+        takes: that costs no pass through the scheduler. Needs a socket below."""
+        if self.socket is not None:
+            self._ready_calls = ready_calls
+            self._take = take
+
+    def _take_arrived(self, limit: int, _: float) -> bool:
+        try:
+            data = self._receive_nowait(limit)
+        except BlockingIOError:
+            return True
+        if data and self._take(data):
+            return True
+        self._arrived = data
+        return False
+
+    def _receive_nowait(self, limit: int) -> bytes:
+        assert self.socket is not None
+        try:
+            return self.socket.recv(limit)
+        except BlockingIOError:
+            raise
+        except OSError:
+            if self._ended:
+                raise trio.ClosedResourceError from None
+            self._broken = True
+            self._send = _raise_broken
+            raise trio.BrokenResourceError from None
 
     # ------------------------------------------------------------------ ending
 
@@ -242,7 +287,7 @@ class DirectStream(trio.abc.Stream):
                 with suppress(OSError):
                     self.socket.shutdown(socket.SHUT_WR)
                     self.socket.recv(_DISCARD_BYTES)
-            trio.lowlevel.notify_closing(self._descriptor)
+            self._wake()
             self.socket.close()
 
     async def release(self) -> None:
@@ -268,7 +313,12 @@ class DirectStream(trio.abc.Stream):
         self._ended = True
         self._send = _raise_closed
         if self.socket is not None and not self._closed:
-            trio.lowlevel.notify_closing(self._descriptor)
+            self._wake()
+
+    def _wake(self) -> None:
+        trio.lowlevel.notify_closing(self._descriptor)
+        if self._ready_calls is not None:
+            self._ready_calls.release(self._descriptor)
 
     async def _linger(self) -> None:
         self._end()

@@ -24,7 +24,7 @@ from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState, LifespanState
 
-from gateway.adapters.direct_stream import LINGER_SECONDS, DirectStream
+from gateway.adapters.direct_stream import LINGER_SECONDS, DirectStream, ReadyCalls
 from gateway.adapters.hypercorn_connection import CheckedServer, CheckedStream, HttpLimits
 from gateway.adapters.websocket import WebSocketServer, WebSocketSettings
 from gateway.core.http_refusal import refusal_of
@@ -60,12 +60,13 @@ class FrontDoor:
         config: Config,
         limits: FrontDoorLimits,
         websocket: WebSocketSettings,
+        ready_calls: ReadyCalls | None = None,
     ) -> None:
         self._telemetry = telemetry
         self._app = ASGIWrapper(app)
         self._config = config
         self._limits = limits
-        self._websockets = WebSocketServer(gate, telemetry, websocket)
+        self._websockets = WebSocketServer(gate, telemetry, websocket, ready_calls)
         self._context = WorkerContext(max_requests=None)
         self._lifespan_state: LifespanState = {}
         self._accepting = trio.CancelScope()

@@ -21,7 +21,7 @@ from quart_trio.asgi import TrioASGIWebsocketConnection
 from gateway.core.errors import GatewayError
 from gateway.core.http_refusal import refusal_of
 from gateway.core.websocket_protocol import CloseCode, Dialect
-from gateway.ports import Admission, ConnectionClosed, ConnectionGate, Telemetry, UpgradeRequest
+from gateway.ports import Admission, ConnectionClosed, ConnectionGate, Hear, Telemetry, UpgradeRequest
 
 WEBSOCKET_RULES: Final = ("/api/v1/ws", "/api/v1/ws/<path:rest>", "/ws/<path:rest>")
 """protocol.md section 1. The gate decides about what follows; any other path is Quart's 404."""
@@ -83,7 +83,7 @@ class QuartWebSocketConnection:
         """See the port; a payload counts as sent when hypercorn has written it."""
         return len(self._queue)
 
-    async def receive(self) -> str | bytes:
+    async def receive(self, hear: Hear | None = None) -> str | bytes:  # noqa: ARG002
         """See the port; a peer that left always reads as 1006."""
         if self._closed is not None:
             raise self._reason()

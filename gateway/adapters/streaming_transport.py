@@ -65,7 +65,12 @@ class StreamingTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(
-        self, *, connect: Connect = connect_tcp, max_head_bytes: int = 65536, idle_expiry: float = 30.0
+        self,
+        *,
+        connect: Connect = connect_tcp,
+        max_head_bytes: int = 65536,
+        idle_expiry: float = 30.0,
+        readiness: Readiness | None = None,
     ) -> None:
         self._connect = connect
         self._max_head_bytes = max_head_bytes
@@ -74,7 +79,7 @@ class StreamingTransport(httpx.AsyncBaseTransport):
         """Oldest first."""
         self._open: set[_Connection] = set()
         self.silence = SilenceWatch()
-        self.readiness = Readiness()
+        self.readiness = readiness or Readiness()
 
     @property
     def open_connections(self) -> int:

@@ -17,7 +17,7 @@ import trio_websocket
 from attrs import frozen
 from wsproto.events import Request
 
-from gateway.adapters.direct_stream import DirectStream
+from gateway.adapters.direct_stream import DirectStream, ReadyCalls
 from gateway.adapters.guarded_wsproto import GuardedConnection
 from gateway.core.errors import GatewayError
 from gateway.core.http_refusal import refusal_of
@@ -25,7 +25,7 @@ from gateway.core.message_compression import Deflater
 from gateway.core.request_head import RequestHead
 from gateway.core.websocket_frames import FrameEncoder, binary_frame, text_frame
 from gateway.core.websocket_protocol import CloseCode, Dialect
-from gateway.ports import Admission, ConnectionClosed, ConnectionGate, Telemetry, UpgradeRequest
+from gateway.ports import Admission, ConnectionClosed, ConnectionGate, Hear, Telemetry, UpgradeRequest
 
 MESSAGE_QUEUE_SIZE: Final = 16
 """Messages read ahead of the engine's reader. Pongs are seen only while there is room, so more than one; the
@@ -53,11 +53,18 @@ class WebSocketSettings:
 class WebSocketServer:
     """Takes a stream whose request head asks for a WebSocket through the whole life of the socket."""
 
-    def __init__(self, gate: ConnectionGate, telemetry: Telemetry, settings: WebSocketSettings) -> None:
+    def __init__(
+        self,
+        gate: ConnectionGate,
+        telemetry: Telemetry,
+        settings: WebSocketSettings,
+        ready_calls: ReadyCalls | None = None,
+    ) -> None:
         self._gate = gate
         self._telemetry = telemetry
         self._settings = settings
         self._unawaited = trio.Event()
+        self._ready_calls = ready_calls
 
     async def serve(self, stream: DirectStream, head: RequestHead, peer: str) -> None:
         """Decide, upgrade, and hand the socket to the gate until it is over; or answer the refusal.
@@ -131,9 +138,12 @@ class WebSocketServer:
         protocol.forget_handshake()
         # On a server nobody waits for these two: one for all sockets saves each of them 0.6 KB.
         websocket._open_handshake = websocket._for_testing_peer_closed_connection = self._unawaited
-        return TrioWebSocketConnection(
+        connection = TrioWebSocketConnection(
             websocket, protocol, stream, admission.dialect, self._settings.close_timeout
         )
+        if self._ready_calls is not None:
+            stream.take_each(self._ready_calls, connection.take)
+        return connection
 
 
 class TrioWebSocketConnection:
@@ -144,6 +154,7 @@ class TrioWebSocketConnection:
         "_closed_by_us",
         "_encode",
         "_ends",
+        "_hear",
         "_protocol",
         "_refused",
         "_stream",
@@ -164,6 +175,8 @@ class TrioWebSocketConnection:
         self._encode = _frame_encoder(dialect, protocol)
         self._close_timeout = close_timeout
         self._closed_by_us: ConnectionClosed | None = None
+        self._hear: Hear | None = None
+        """While somebody waits in ``receive``, and so all that came before is dealt with."""
         self._ends: deque[int] | None = None  # where in the stream each payload that was buffered ends
         self._refused = 0
 
@@ -177,12 +190,19 @@ class TrioWebSocketConnection:
         """See the port. Payloads of a ``send_nowait`` that raised count as unsent."""
         return self._forget_sent() + self._refused
 
-    async def receive(self) -> str | bytes:
+    async def receive(self, hear: Hear | None = None) -> str | bytes:
         """See the port."""
+        self._hear = hear
         try:
             return await self._websocket.get_message()
         except trio_websocket.ConnectionClosed:
             raise self._closed() from None
+        finally:
+            self._hear = None
+
+    def take(self, data: bytes) -> bool:
+        """Deal with ``data`` here and now if it needs no more than that; False: nothing was done."""
+        return self._protocol.take_short(data, self._hear)
 
     def send_nowait(self, payloads: Sequence[bytes]) -> bool:
         """See the port."""

@@ -32,6 +32,8 @@ from gateway.engine.session_runner import SessionRunner
 from gateway.engine.session_socket import SessionSocket
 from gateway.ports import Admission, ClientConnection, Telemetry
 
+_LONGEST_ACK = 64
+
 _Decoded = tuple[dict[str, object], bytes]
 
 
@@ -72,7 +74,7 @@ class ClientReader:
     async def run(self) -> NoReturn:
         """Read until the socket is gone. Raises ``ConnectionClosed``."""
         while True:
-            frame = await self._connection.receive()
+            frame = await self._connection.receive(self._hear if self._v2 else None)
             if not isinstance(self._connection, RemoteConnection):  # which is counted where it is held
                 self._runner.flow.note_received(frame)
             try:
@@ -85,6 +87,25 @@ class ClientReader:
                     # However many there are in one frame, other sockets have their turn in between.
                     await trio.lowlevel.checkpoint()
                 await self.handle(fields, raw)
+
+    def _hear(self, frame: str | bytes) -> bool:
+        """Carry out a lone acknowledgement at once: it saves two task switches, and there is one a second."""
+        if len(frame) > _LONGEST_ACK or not (b"ack" in frame if isinstance(frame, bytes) else "ack" in frame):
+            return False
+        try:
+            ((fields, raw),) = decode_messages(frame, self._admission.dialect)
+            message = parse_client_message(fields, raw, v2=True)
+        except (InvalidMessage, ValueError):
+            return False  # `run` says what is wrong with it
+        if not isinstance(message, Ack):
+            return False
+        self._runner.flow.note_received(frame)
+        self._acknowledge(message)
+        return True
+
+    def _acknowledge(self, message: Ack) -> None:
+        self._runner.flow.acks_received += 1
+        self._socket.acknowledge(message.seq)
 
     async def handle(self, fields: dict[str, object], raw: bytes) -> None:
         """Carry out one decoded message; one that cannot be is answered with why."""
@@ -100,8 +121,7 @@ class ClientReader:
 
     async def _handle(self, message: ClientMessage, fields: dict[str, object]) -> None:
         if isinstance(message, Ack):
-            self._runner.flow.acks_received += 1
-            self._socket.acknowledge(message.seq)
+            self._acknowledge(message)
             return
         self._telemetry.count("gateway_messages_received_total", type=str(fields["type"]))
         identity = self._identity.identity

@@ -13,7 +13,7 @@ import trio
 
 from gateway.core.letters import Ended, Letter, Sent
 from gateway.core.websocket_protocol import CloseCode
-from gateway.ports import ClientConnection, ConnectionClosed
+from gateway.ports import ClientConnection, ConnectionClosed, Hear
 
 UNSENT_BYTES = 1 << 20
 """On their way to the holder, or waiting there for the client: more wait here."""
@@ -88,7 +88,7 @@ class RemoteConnection(ClientConnection):
         """Payloads that the holder has not told of."""
         return len(self._sizes)
 
-    async def receive(self) -> str | bytes:
+    async def receive(self, hear: Hear | None = None) -> str | bytes:  # noqa: ARG002
         """The next frame. Raises ``ConnectionClosed``."""
         await trio.lowlevel.checkpoint()
         while not self._frames:

@@ -19,7 +19,7 @@ from gateway.core.flow import Flow
 from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import CloseCode, Dialect
 from gateway.engine.flusher import Ending, Flusher, wait_sent_in_time
-from gateway.ports import ClientConnection, ConnectionClosed
+from gateway.ports import ClientConnection, ConnectionClosed, Hear
 
 TURN_BYTES = 16 << 10
 """What a session may send before the next one's turn."""
@@ -231,7 +231,7 @@ class SessionLane(ClientConnection):
             return text[:cut] + self._prefix[1:] + text[cut:]
         return self._prefix + text[1:]
 
-    async def receive(self) -> str | bytes:
+    async def receive(self, hear: Hear | None = None) -> str | bytes:  # noqa: ARG002
         """Never: the shared socket has one reader for all."""
         await trio.sleep_forever()
         raise AssertionError

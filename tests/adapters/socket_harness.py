@@ -10,6 +10,7 @@ from functools import partial
 import trio
 
 from gateway.adapters.direct_stream import DirectStream
+from gateway.adapters.readiness import HAS_EPOLL, Readiness
 from gateway.adapters.websocket import WebSocketServer, WebSocketSettings
 from gateway.core.errors import GatewayError
 from gateway.core.identity import Identity
@@ -226,7 +227,8 @@ async def websocket_port(
     gate: ConnectionGate, telemetry: Telemetry, settings: WebSocketSettings | None = None
 ) -> AsyncIterator[int]:
     """A loopback port that serves WebSockets through ``gate``."""
-    server = WebSocketServer(gate, telemetry, settings or WebSocketSettings())
+    readiness = Readiness() if HAS_EPOLL else None
+    server = WebSocketServer(gate, telemetry, settings or WebSocketSettings(), readiness)
     async with listening(partial(read_head_and_serve, server)) as port:
         yield port
 

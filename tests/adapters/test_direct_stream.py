@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ import trio
 import trio.testing
 
 from gateway.adapters.direct_stream import LINGER_SECONDS, DirectStream
+from gateway.adapters.readiness import HAS_EPOLL, Readiness
 
 
 @asynccontextmanager
@@ -196,3 +198,90 @@ async def test_it_works_over_streams_without_a_socket(lockstep: bool) -> None:
         assert await stream.receive_some() == b"back"
     await stream.release()
     assert await far.receive_some() == b""
+
+
+@pytest.mark.skipif(not HAS_EPOLL, reason="needs epoll, which Linux has")
+async def test_what_is_taken_as_it_comes_is_not_received() -> None:
+    """And the rest is, in order, up to the end of the stream."""
+    async with socket_pair() as (stream, peer):
+        shown: list[bytes] = []
+
+        def take(data: bytes) -> bool:
+            shown.append(data)
+            return data.startswith(b"ack")
+
+        stream.take_each(Readiness(), take)
+        received: list[bytes] = []
+
+        async def receive() -> None:
+            while data := await stream.receive_some():
+                received.append(data)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            for data in (b"ack 1", b"a", b"ack 2", b"ack 3", b"b"):
+                await trio.testing.wait_all_tasks_blocked()
+                await peer.send_all(data)
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.send_eof()
+        assert received == [b"a", b"b"]
+        assert shown == [b"ack 1", b"a", b"ack 2", b"ack 3", b"b"]
+
+
+@pytest.mark.skipif(not HAS_EPOLL, reason="needs epoll, which Linux has")
+async def test_closing_ends_a_wait_by_callback() -> None:
+    """Whoever waits for input learns at once that the stream is closed."""
+    async with socket_pair() as (stream, _peer), trio.open_nursery() as nursery:
+        stream.take_each(Readiness(), lambda _: False)
+
+        async def receive() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.receive_some()
+
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.close_nowait()
+
+
+@pytest.mark.skipif(not HAS_EPOLL, reason="needs epoll, which Linux has")
+async def test_a_cancelled_wait_by_callback_loses_nothing() -> None:
+    """What comes afterwards is received, and nothing is shown to who does not wait."""
+    async with socket_pair() as (stream, peer):
+        shown: list[bytes] = []
+
+        def take(data: bytes) -> bool:
+            shown.append(data)
+            return False
+
+        stream.take_each(Readiness(), take)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.receive_some)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        await peer.send_all(b"later")
+        await trio.testing.wait_all_tasks_blocked()
+        assert shown == []
+        assert await stream.receive_some() == b"later"
+
+
+@pytest.mark.skipif(not HAS_EPOLL, reason="needs epoll, which Linux has")
+async def test_a_reset_is_told_to_who_waits_by_callback() -> None:
+    """As a lost connection."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    theirs = socket.create_connection(listener.getsockname())
+    ours, _ = listener.accept()
+    listener.close()
+    stream = DirectStream(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+    stream.take_each(Readiness(), lambda _: True)
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+    stream.close_nowait()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, Ping, TextMessage
 
-from gateway.core.websocket_frames import binary_frame, ping_frame, text_frame
+from gateway.core.websocket_frames import binary_frame, ping_frame, short_client_frame, text_frame
 
 SIZES = (0, 1, 125, 126, 127, 65_535, 65_536, 70_000)
 
@@ -36,3 +38,27 @@ def test_a_ping_is_a_ping() -> None:
     assert list(client.events()) == [Ping(payload=b"abc")]
     with pytest.raises(ValueError, match="125"):
         ping_frame(bytes(126))
+
+
+@given(st.binary(max_size=125))
+def test_a_short_frame_of_a_client_is_read_whole(payload: bytes) -> None:
+    """Whatever mask wsproto's client took."""
+    client = Connection(ConnectionType.CLIENT)
+    assert short_client_frame(client.send(BytesMessage(data=payload))) == (2, payload)
+
+
+@given(st.binary(max_size=125), st.data())
+def test_anything_but_one_whole_short_frame_is_not_taken(payload: bytes, data: st.DataObject) -> None:
+    """Cut, with something behind it, unmasked, in pieces, extended."""
+    frame = Connection(ConnectionType.CLIENT).send(BytesMessage(data=payload))
+    assert short_client_frame(frame[: data.draw(st.integers(0, len(frame) - 1))]) is None
+    assert short_client_frame(frame + data.draw(st.binary(min_size=1, max_size=200))) is None
+    assert short_client_frame(bytes((frame[0], frame[1] & 0x7F)) + frame[2:]) is None
+    for bit in (0x10, 0x20, 0x40, 0x80):
+        assert short_client_frame(bytes((frame[0] ^ bit,)) + frame[1:]) is None
+
+
+@pytest.mark.parametrize("size", [126, 127, 65_536])
+def test_a_longer_frame_of_a_client_is_not_taken(size: int) -> None:
+    """Its length takes more bytes than two."""
+    assert short_client_frame(Connection(ConnectionType.CLIENT).send(BytesMessage(data=bytes(size)))) is None

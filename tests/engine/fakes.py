@@ -31,6 +31,7 @@ from gateway.ports import (
     ClientConnection,
     Clock,
     ConnectionClosed,
+    Hear,
     ResumePoint,
     SessionStore,
     Telemetry,
@@ -101,6 +102,8 @@ class FakeConnection(ClientConnection):
         self.arrived = trio.lowlevel.ParkingLot()
         self.closed: tuple[int, str] | None = None
         self.stalled = False
+        self.received: list[str | bytes] = []
+        """What came in that was not heard at once."""
         self._held: list[bytes] = []
         self._moved = trio.Event()
         self.pongs = pongs
@@ -161,12 +164,16 @@ class FakeConnection(ClientConnection):
         """What a stalled peer has not taken."""
         return len(self._held)
 
-    async def receive(self) -> str | bytes:
-        """The next message."""
-        try:
-            return await self._incoming.receive()
-        except trio.EndOfChannel:
-            raise self.lost or ConnectionClosed(1006) from None
+    async def receive(self, hear: Hear | None = None) -> str | bytes:
+        """The next message that ``hear`` does not take."""
+        while True:
+            try:
+                message = await self._incoming.receive()
+            except trio.EndOfChannel:
+                raise self.lost or ConnectionClosed(1006) from None
+            if hear is None or not hear(message):
+                self.received.append(message)
+                return message
 
     def send_nowait(self, payloads: Sequence[bytes]) -> bool:
         """Take, or hold while stalled."""

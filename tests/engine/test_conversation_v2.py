@@ -287,6 +287,41 @@ async def test_acks_pace_the_upstream_by_the_fastest_socket(
     assert stream.taken == 100
 
 
+@pytest.mark.parametrize(
+    ("dialect", "ack"),
+    [
+        (V2, '{"seq": 0, "type": "ack"}'),
+        (Dialect.V2_MSGPACK, msgspec.msgpack.encode({"type": "ack", "seq": 0})),
+    ],
+)
+async def test_a_lone_ack_is_heard_at_once(
+    nursery: trio.Nursery, autojump_clock: Mock, dialect: Dialect, ack: str | bytes
+) -> None:
+    """The reader need not wake for it, and it counts like any other."""
+    bench = await Bench(nursery).start()
+    socket = bench.connect(dialect=dialect)
+    await trio.testing.wait_all_tasks_blocked()
+    socket.say(ack)
+    await trio.testing.wait_all_tasks_blocked()
+    assert socket.received == []
+    assert bench.hub.flow.acks_received == 1
+
+
+@pytest.mark.parametrize(
+    "message", [{"type": "ack"}, {"type": "ack", "seq": "1"}, {"type": "ack", "seq": -1}]
+)
+async def test_an_ack_that_is_none_is_refused(
+    nursery: trio.Nursery, autojump_clock: Mock, message: dict[str, object]
+) -> None:
+    """Not heard, but read, and answered with what is wrong with it."""
+    bench = await Bench(nursery).start()
+    socket = bench.connect(dialect=V2)
+    socket.say(message)
+    nack = await socket.wait_for("nack")
+    assert nack["code"] == "INVALID_MESSAGE"
+    assert len(socket.received) == 1
+
+
 async def test_a_socket_that_never_acknowledges_is_closed_with_4413(
     nursery: trio.Nursery, autojump_clock: Mock
 ) -> None:
