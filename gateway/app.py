@@ -152,7 +152,7 @@ async def open_gateway(
                 lease_seconds=settings.node_lease,
             )
         readiness = Readiness()
-        client = await stack.enter_async_context(
+        send_to_agent = await stack.enter_async_context(
             agent_client(settings.agent_url, StreamingTransport(readiness=readiness))
         )
         authenticator, jwks = await _make_authenticator(configuration, telemetry, clock, stack)
@@ -171,7 +171,7 @@ async def open_gateway(
             fresh_bytes=os.urandom,
         )
         agent = SseAgentRuntime(
-            client=client,
+            send=send_to_agent,
             agent_url=settings.agent_url,
             internal_key=settings.internal_api_key,
             connect_timeout=settings.agent_connect_timeout,

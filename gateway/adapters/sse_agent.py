@@ -8,6 +8,7 @@ import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final
 
 import httpx
@@ -25,6 +26,9 @@ from gateway.core.errors import (
 from gateway.core.sse import ServerSentEvent, SseParser
 from gateway.ports import Telemetry, TurnRequest
 
+Send = Callable[[httpx.Request], Awaitable[httpx.Response]]
+"""Sends a request; returns when the response's head has come. Raises ``httpx.HTTPError``."""
+
 Receive = Callable[[], Awaitable[bytes]]
 ReceiveEach = Callable[[Callable[[bytes], bool]], Awaitable[None]]
 
@@ -39,46 +43,50 @@ _EXCERPT_SECONDS = 0.5
 _STREAM_PATH = "/agent/message/stream"
 
 
-def agent_client(
+@asynccontextmanager
+async def agent_client(
     agent_url: str,
     transport: httpx.AsyncBaseTransport,
     *,
     verify: ssl.SSLContext | bool = True,
-) -> httpx.AsyncClient:
-    """The process's one HTTP client for ``agent_url``; the caller closes it.
+) -> AsyncIterator[Send]:
+    """The process's one way to send requests to ``agent_url``; connections are closed in the end.
 
-    ``transport`` carries plain HTTP to it. TLS, and HTTP where ``HTTP_PROXY`` and ``NO_PROXY`` ask for a
-    proxy, go httpx's own way, without a bound on connections: a request cancelled at the wrong moment
+    ``transport`` carries plain HTTP to it, straight: httpx's client would spend 0.15 ms a request on cookies,
+    redirects and credentials that there are not. TLS, and HTTP where ``HTTP_PROXY`` and ``NO_PROXY`` ask for
+    a proxy, go httpx's own way, without a bound on connections: a request cancelled at the wrong moment
     leaks a place in httpcore's pool (1.0.9), and a pool without places has none to lose. How many turns
     run at once is bounded in the engine.
     """
     url = httpx.URL(agent_url)
     is_proxied = bool({"http", "all"} & urllib.request.getproxies().keys())
-    is_direct = url.scheme == "http" and (not is_proxied or bool(urllib.request.proxy_bypass(url.host)))
-    # Cookies of the runtime must not travel from one user's turn into another's.
+    if url.scheme == "http" and (not is_proxied or bool(urllib.request.proxy_bypass(url.host))):
+        async with transport:
+            yield transport.handle_async_request
+        return
+    # Cookies of the runtime are nobody's: none is sent (``send`` merges nothing), and a jar would only fill.
     no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
-    return httpx.AsyncClient(
-        base_url=agent_url,
-        mounts={f"http://{url.netloc.decode('ascii')}": transport} if is_direct else None,
+    async with httpx.AsyncClient(
         verify=verify,
         cookies=no_cookies,
         follow_redirects=False,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0),
-    )
+    ) as client:
+        yield partial(client.send, stream=True)
 
 
 class SseAgentRuntime:
     """The ``AgentRuntime`` port (protocol.md section 3).
 
-    ``connect_timeout`` and ``stream_timeout`` are in seconds; the latter is the longest silence, before
-    the answer's head and in the stream. ``draw`` gives the random part of the waits between tries to
-    connect, from 0 to 1.
+    ``send`` is ``agent_client``'s. ``connect_timeout`` and ``stream_timeout`` are in seconds; the latter is
+    the longest silence, before the answer's head and in the stream. ``draw`` gives the random part of the
+    waits between tries to connect, from 0 to 1.
     """
 
     def __init__(
         self,
         *,
-        client: httpx.AsyncClient,
+        send: Send,
         agent_url: str,
         internal_key: str,
         connect_timeout: float,
@@ -89,12 +97,13 @@ class SseAgentRuntime:
     ) -> None:
         if header_value(internal_key) != internal_key.encode():
             raise ValueError("The internal API key must be visible ASCII without '%' to go into a header")
-        self._client = client
-        self._url = agent_url.rstrip("/") + _STREAM_PATH
+        self._send = send
+        self._url = httpx.URL(agent_url.rstrip("/") + _STREAM_PATH)
         self._internal_key = internal_key
-        self._timeout = httpx.Timeout(
+        timeout = httpx.Timeout(
             connect=connect_timeout, read=stream_timeout, write=stream_timeout, pool=connect_timeout
         )
+        self._extensions = {"timeout": timeout.as_dict()}
         self._max_event_bytes = max_event_bytes
         self._telemetry = telemetry
         self._draw = draw
@@ -118,17 +127,17 @@ class SseAgentRuntime:
             await response.aclose()
 
     async def _post(self, request: TurnRequest) -> httpx.Response:
-        post = self._client.build_request(
+        post = httpx.Request(
             "POST",
             self._url,
             content=post_body(request.session_id, request.message),
             headers=self._headers(request),
-            timeout=self._timeout,
+            extensions=self._extensions,
         )
         delays = iter(RETRY_DELAYS)
         while True:
             try:
-                return await self._client.send(post, stream=True)
+                return await self._send(post)
             except httpx.ConnectTimeout as error:
                 raise _unavailable() from error
             except (httpx.ConnectError, httpx.ProxyError) as error:
@@ -148,6 +157,7 @@ class SseAgentRuntime:
 
     def _headers(self, request: TurnRequest) -> list[tuple[bytes, bytes]]:
         headers = [
+            (b"User-Agent", b"codelab-gateway"),
             (b"X-Internal-Auth", self._internal_key.encode()),
             (b"Accept", b"text/event-stream"),
             (b"Accept-Encoding", b"identity"),

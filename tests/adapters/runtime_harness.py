@@ -6,12 +6,11 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-import httpx
 import pytest
 import trio
 import trio.testing
 
-from gateway.adapters.sse_agent import SseAgentRuntime, agent_client
+from gateway.adapters.sse_agent import Send, SseAgentRuntime, agent_client
 from gateway.adapters.streaming_transport import StreamingTransport
 from gateway.core.sse import ServerSentEvent
 from gateway.ports import Telemetry, TurnRequest
@@ -75,12 +74,10 @@ def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-def runtime_with(
-    client: httpx.AsyncClient, url: str, telemetry: Telemetry | None = None, key: str = KEY
-) -> SseAgentRuntime:
+def runtime_with(send: Send, url: str, telemetry: Telemetry | None = None, key: str = KEY) -> SseAgentRuntime:
     """The adapter under test, with deadlines of 5 and 30 s and waits of half their limit."""
     return SseAgentRuntime(
-        client=client,
+        send=send,
         agent_url=url,
         internal_key=key,
         connect_timeout=5,
@@ -99,8 +96,8 @@ async def runtime_at(
     verify: ssl.SSLContext | bool = True,
 ) -> AsyncIterator[SseAgentRuntime]:
     """The same, with a client of its own."""
-    async with agent_client(url, transport or StreamingTransport(), verify=verify) as client:
-        yield runtime_with(client, url, telemetry)
+    async with agent_client(url, transport or StreamingTransport(), verify=verify) as send:
+        yield runtime_with(send, url, telemetry)
 
 
 async def collect(

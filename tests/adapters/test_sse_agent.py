@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import httpx
 import orjson
 import pytest
 import trio
 import trio.testing
 
+from gateway.adapters.sse_agent import agent_client
 from gateway.adapters.streaming_transport import StreamingTransport
 from gateway.core.sse import ServerSentEvent
 from gateway.ports import TurnRequest
@@ -48,10 +48,9 @@ async def test_what_the_runtime_is_sent() -> None:
     lines = head.split(b"\r\n")
     assert lines[0] == b"POST /agent/message/stream HTTP/1.1"
     headers = dict(line.lower().split(b": ", 1) for line in lines[1:])
-    assert headers.pop(b"user-agent").startswith(b"python-httpx")
+    assert headers.pop(b"user-agent") == b"codelab-gateway"
     assert headers == {
         b"host": b"agent:8001",
-        b"connection": b"keep-alive",
         b"accept": b"text/event-stream",
         b"accept-encoding": b"identity",
         b"cache-control": b"no-store",
@@ -109,9 +108,9 @@ async def test_cookies_of_the_runtime_are_not_kept() -> None:
 @pytest.mark.parametrize("key", ["a\r\nb", "ключ", "a b"])
 async def test_a_key_that_is_no_header_value_is_refused_without_being_shown(key: str) -> None:
     """At once, when the process starts."""
-    async with httpx.AsyncClient() as client:
+    async with agent_client("http://agent", StreamingTransport()) as send:
         with pytest.raises(ValueError, match="internal API key") as error:
-            runtime_with(client, "http://agent", key=key)
+            runtime_with(send, "http://agent", key=key)
         assert key not in str(error.value)
 
 

@@ -154,9 +154,9 @@ async def test_a_thousand_random_cancels_do_not_exhaust_httpx() -> None:
     async with (
         loopback_agent(stream_tokens) as port,
         # A client made for TLS, used without it: the pool is the same, and so is the leak.
-        agent_client(f"https://127.0.0.1:{port}", StreamingTransport()) as client,
+        agent_client(f"https://127.0.0.1:{port}", StreamingTransport()) as send,
     ):
-        runtime = runtime_with(client, f"http://127.0.0.1:{port}")
+        runtime = runtime_with(send, f"http://127.0.0.1:{port}")
         for _ in range(20):
             async with trio.open_nursery() as nursery:
                 for _ in range(50):
