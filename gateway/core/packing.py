@@ -24,8 +24,9 @@ Value = TypeVar("Value")
 
 _FORMAT = 1
 _HEAD = struct.Struct("<BI")
-_ONE = struct.Struct("<BIBI")
-"""Head, kind and length of a pack of one event: by far the most frequent size."""
+ONE_EVENT_HEAD = "BIBI"
+"""What stands before the data in a pack of one event, which most are (see ``one_event_head``)."""
+_ONE = struct.Struct("<" + ONE_EVENT_HEAD)
 _FORMAT_BYTE = bytes((_FORMAT,))
 _KINDS = tuple(EventKind)
 
@@ -34,12 +35,17 @@ class UnreadablePack(ValueError):
     """Bytes that no version of this format wrote, or that a newer one did."""
 
 
+def one_event_head(event: Event) -> tuple[int, int, int, int]:
+    """Format, count, kind and length: the fields of ``ONE_EVENT_HEAD`` for a pack of this one event."""
+    return _FORMAT, 1, event.kind, len(event.data)
+
+
 def pack_events(events: Sequence[Event]) -> bytes:
     """Pack consecutive events. Raises ``ValueError`` when there is none or their seqs have a gap."""
     count = len(events)
     if count == 1:
         event = events[0]
-        return _ONE.pack(_FORMAT, 1, event.kind, len(event.data)) + event.data
+        return _ONE.pack(*one_event_head(event)) + event.data
     if not count:
         raise ValueError("a pack holds at least one event")
     seq = events[0].seq
@@ -127,14 +133,7 @@ def pack_commit(commit: SessionCommit) -> PackedCommit:
         (events[0].seq, events[-1].seq, pack_events(events)) if events else (0, 0, None)
     )
     trimmed_to = commit.trimmed_to or 0
-    if not (
-        commit.record is not None
-        or commit.queued
-        or commit.dequeued
-        or commit.ledger
-        or commit.decisions
-        or commit.reset
-    ):
+    if commit.is_of_events:
         return PackedCommit(commit.session_id, first_seq, last_seq, trimmed_to, last_event_id, packed, None)
     for text in commit.dequeued:
         text.encode()

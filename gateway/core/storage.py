@@ -115,6 +115,18 @@ class SessionCommit(msgspec.Struct, frozen=True):
     reset: bool = False
     """Before anything else, drop the session's events, queue, ledger and decisions (a new epoch begins)."""
 
+    @property
+    def is_of_events(self) -> bool:
+        """Whether it changes nothing but events, trims and event ids, as all but a few do."""
+        return not (
+            self.record is not None
+            or self.queued
+            or self.dequeued
+            or self.ledger
+            or self.decisions
+            or self.reset
+        )
+
 
 @frozen
 class StoredSession:

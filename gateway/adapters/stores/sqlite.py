@@ -111,13 +111,17 @@ class SqliteStore(SessionStore):
     def commit_nowait(self, commits: Sequence[SessionCommit]) -> bool:
         """See the port. Not with ``full_sync``, nor while the thread or the disk would be waited for."""
         refused: dict[str, str] = {}
-        steps = self._steps(commits, refused)
-        if steps:
-            try:
-                refused |= self._connection.run_nowait(lambda tables: tables.apply(steps, _never))
-            except trio.WouldBlock:
-                return False
-            self._commits_to_checkpoint += 1
+        run = self._connection.run_nowait
+        try:
+            if not self._uncertain and run(lambda tables: tables.journal.store(commits)):
+                self._commits_to_checkpoint += 1
+                return True
+            steps = self._steps(commits, refused)
+            if steps:
+                refused |= run(lambda tables: tables.apply(steps, _never))
+                self._commits_to_checkpoint += 1
+        except trio.WouldBlock:
+            return False
         if refused:
             raise CommitRefused(refused)
         return True
@@ -193,9 +197,9 @@ class SqliteStore(SessionStore):
     async def maintain(self) -> None:
         """Tidy up in small steps, between which commits get their turn: call it about once a second.
 
-        Settles the journal, deletes what is discarded, gives free room back to the file system, copies the
-        write-ahead log back, renews the generation token, counts ``held_bytes``. Raises ``StoreUnavailable``.
-        May be cancelled.
+        Settles the journal and makes room in it, deletes what is discarded, gives free room back to the file
+        system, copies the write-ahead log back, renews the generation token, counts ``held_bytes``. Raises
+        ``StoreUnavailable``. May be cancelled.
         """
         now, run = self._clock.now(), self._connection.run
         # A wall clock may be set back: what matters is that it moved.
@@ -211,6 +215,7 @@ class SqliteStore(SessionStore):
         if await run(lambda tables: tables.journal.is_due) or abs(now - self._settled_at) >= _SETTLE_INTERVAL:
             self._settled_at = now
             await self._repeat(lambda tables: tables.journal.settle())
+        await self._repeat(lambda tables: tables.journal.replenish())
         await self._repeat(lambda tables: tables.delete_discarded(_STEP_ROWS))
         await self._repeat(lambda tables: tables.vacuum_some(_STEP_PAGES))
         self._held_bytes = await run(lambda tables: tables.held_bytes())

@@ -130,12 +130,14 @@ class SqliteConnection:
             or not current.using.acquire(blocking=False)
         ):
             raise trio.WouldBlock
+        tables = current.tables
+        own = tables.use(current.immediate)
         try:
-            with current.tables.on(current.immediate):
-                return call(current.tables)
+            return call(tables)
         except apsw.Error as error:
             raise trio.WouldBlock from error
         finally:
+            tables.use(own)
             current.using.release()
             took = trio.current_time() - now
             if took > _SLOW_WRITE:

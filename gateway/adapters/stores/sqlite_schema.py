@@ -4,10 +4,11 @@ One row of ``session`` per session ever claimed. Everything else hangs on its *n
 life of the session: a reset or an expiry gives the session a new number and leaves the old one's rows to
 be deleted later in small steps (``discarded``), so that neither costs the token path more than one row.
 
-``journal`` holds one row per group commit and ``event_pack`` what is settled of it (``sqlite_journal`` says
-why and how). The key of ``event_pack`` is ``number << 36 | last_seq``, so that a trim and a load are ranges
-of one B-tree without a second index. A ``session`` row is as of the journal's row ``journaled``; what newer
-rows say of the session comes on top, so that tokens do not have to write its row.
+``journal`` and ``journal_block`` hold one record per group commit and ``event_pack`` what is settled of them
+(``sqlite_journal`` says why and how). The key of ``event_pack`` is ``number << 36 | last_seq``, so that a
+trim and a load are ranges of one B-tree without a second index. A ``session`` row is as of the journal's
+record ``journaled``; what newer records say of the session comes on top, so that tokens do not have to write
+its row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SEQ_BITS = 36
 """Room for 6·10¹⁰ events per epoch, and for 10⁸ sessions' lives."""
 SEQ_MASK = (1 << SEQ_BITS) - 1
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Kept in ``PRAGMA user_version``."""
 APPLICATION_ID = 0x43474753
 """``CGGS`` in ``PRAGMA application_id``: tells our files from other programs' (sqlite.org/fileformat2)."""
@@ -66,6 +67,9 @@ CREATE TABLE property (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 """
 
 
+_ADDED_IN_2 = "CREATE TABLE journal_block (number INTEGER PRIMARY KEY, records BLOB NOT NULL) STRICT;"
+
+
 class ForeignFile(Exception):
     """The file is sound but not ours to use; ``str(error)`` says why."""
 
@@ -85,9 +89,17 @@ def configure(db: apsw.Connection, *, full_sync: bool) -> None:
 
 
 def ensure_schema(db: apsw.Connection) -> None:
-    """Create the tables in an empty file. Raises ``ForeignFile`` for a newer version's or a foreign one."""
+    """Create the tables in an empty file, add those that an older version's has not.
+
+    Raises ``ForeignFile`` for a newer version's file or another program's.
+    """
     version = db.pragma("user_version")
     if version == SCHEMA_VERSION and db.pragma("application_id") == APPLICATION_ID:
+        return
+    if version == 1 and db.pragma("application_id") == APPLICATION_ID:
+        with transaction(db):
+            db.execute(_ADDED_IN_2)
+            db.pragma("user_version", SCHEMA_VERSION)
         return
     if version or db.execute("SELECT count(*) FROM sqlite_schema").get:
         if db.pragma("application_id") == APPLICATION_ID and version > SCHEMA_VERSION:
@@ -97,7 +109,7 @@ def ensure_schema(db: apsw.Connection) -> None:
             )
         raise ForeignFile("it is a database of another program: give the gateway a file of its own")
     with transaction(db):
-        db.execute(_TABLES)
+        db.execute(_TABLES + _ADDED_IN_2)
         db.pragma("application_id", APPLICATION_ID)
         db.pragma("user_version", SCHEMA_VERSION)
 

@@ -10,8 +10,7 @@ the common case, token events of many sessions, is one statement.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import apsw
@@ -52,15 +51,10 @@ class SessionTables:
         ).get
         self._next_number = newest + 1
 
-    @contextmanager
-    def on(self, db: apsw.Connection) -> Iterator[None]:
-        """Use another connection to the same file within the block, in whichever thread that belongs to."""
-        own = self._db
-        self._db = self.journal.db = db
-        try:
-            yield
-        finally:
-            self._db = self.journal.db = own
+    def use(self, db: apsw.Connection) -> apsw.Connection:
+        """Use another connection to the same file, of the thread that calls; returns the former one."""
+        former, self._db, self.journal.db = self._db, db, db
+        return former
 
     # ------------------------------------------------------------------ commit
 
@@ -113,7 +107,7 @@ class SessionTables:
         group.ends[session_id] = last_seq
         if step.events is not None or step.trimmed_to or step.last_event_id is not None:
             group.parts.append(
-                Part(head, last_seq, min(step.trimmed_to, last_seq), step.last_event_id, step.events)
+                (head, last_seq, min(step.trimmed_to, last_seq), step.last_event_id, step.events)
             )
         return head
 
@@ -316,7 +310,8 @@ class SessionTables:
     def held_bytes(self) -> int:
         """Bytes of the file that hold something."""
         db = self._db
-        used: int = (db.pragma("page_count") - db.pragma("freelist_count")) * db.pragma("page_size")
+        free = db.pragma("freelist_count") + self.journal.blocks.free
+        used: int = (db.pragma("page_count") - free) * db.pragma("page_size")
         return used
 
     def touch(self) -> None:

@@ -229,7 +229,7 @@ async def test_free_room_goes_back_to_the_file_system(place: Place) -> None:
             await store.maintain()
 
         assert large > 4_000_000
-        assert place.path.stat().st_size < large / 4
+        assert place.path.stat().st_size < large / 3  # a megabyte is kept for the journal to come
 
 
 async def test_the_write_ahead_log_does_not_grow_for_ever(place: Place) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import apsw
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.adapters.stores import sqlite_journal
+from gateway.adapters.stores.sqlite_journal_blocks import JournalBlocks
 from gateway.adapters.stores.sqlite_schema import configure, ensure_schema, transaction
 from gateway.adapters.stores.sqlite_tables import Abandoned, SessionTables
 from gateway.core.packing import UnreadablePack, pack_commit
@@ -43,6 +47,13 @@ def everything(tables: SessionTables) -> list[StoredSession | None]:
     return [tables.load(name) for name in NAMES]
 
 
+def journaled(db: apsw.Connection) -> int:
+    """How many records of the journal are still to be settled."""
+    settled: int = db.execute("SELECT ifnull((SELECT value FROM property WHERE name = 'journaled'), 0)").get
+    in_blocks = [number for number, _ in JournalBlocks().read(db) if number > settled]
+    return rows(db, "journal") + len(in_blocks)
+
+
 def rows(db: apsw.Connection, table: str) -> int:
     """How many rows a table has."""
     count: int = db.execute(f"SELECT count(*) FROM {table}").get
@@ -75,7 +86,7 @@ def test_a_crash_between_steps_of_settling_changes_nothing(
 
     again = opened(db)
     assert everything(again) == before
-    assert rows(db, "journal") == 0
+    assert journaled(db) == 0
     commit(again, SessionCommit("s4", events=events(11, 11)))
     expected = again.load("s4")
     assert opened(db).load("s4") == expected
@@ -87,11 +98,11 @@ def test_what_is_trimmed_in_time_is_never_written_twice(db: apsw.Connection) -> 
     tables.claim("s0", "ada", 1.0)
     for seq in range(1, 50):
         commit(tables, SessionCommit("s0", events=events(seq, seq), trimmed_to=seq))
-    assert rows(db, "journal") == 49
+    assert journaled(db) == 49
     while tables.journal.settle():
         pass
 
-    assert (rows(db, "journal"), rows(db, "event_pack")) == (0, 0)
+    assert (journaled(db), rows(db, "event_pack")) == (0, 0)
     assert opened(db).load("s0") == StoredSession("s0", "ada", None, first_seq=50, last_seq=49)
 
 
@@ -153,7 +164,7 @@ def test_a_journal_that_is_neglected_is_settled_by_commits(
     for seq in range(1, 101):
         commit(tables, SessionCommit("s0", events=events(seq, seq, size=1_000)))
 
-    assert rows(db, "journal") <= 12
+    assert journaled(db) <= 12
 
 
 def test_an_abandoned_commit_is_not_stored(db: apsw.Connection) -> None:
@@ -192,9 +203,120 @@ def test_a_damaged_journal_is_not_guessed_at(db: apsw.Connection, damage: bytes 
     """The error says so at start: the file is damaged."""
     tables = opened(db)
     tables.claim("s0", "ada", 1.0)
-    commit(tables, SessionCommit("s0", events=events(1, 3)))
+    commit(tables, SessionCommit("s0", events=events(1, 3, size=2_000)))
     whole: bytes = db.execute("SELECT parts FROM journal").get
     db.execute("UPDATE journal SET parts = ?", (whole[:-1] if damage is None else damage,))
 
     with pytest.raises(UnreadablePack):
         opened(db)
+
+
+def test_a_file_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
+    """With what is in its journal; an older version refuses it from then on."""
+    older = apsw.Connection(str(tmp_path / "older.db"))
+    configure(older, full_sync=False)
+    ensure_schema(older)
+    tables = opened(older)
+    tables.claim("s0", "ada", 1.0)
+    commit(tables, SessionCommit("s0", events=events(1, 3, size=2_000)))
+    assert rows(older, "journal") == 1
+    older.execute("DROP TABLE journal_block")
+    older.pragma("user_version", 1)
+
+    ensure_schema(older)
+    again = opened(older)
+    commit(again, SessionCommit("s0", events=events(4, 4)))
+    found = opened(older).load("s0")
+    older.close()
+    assert found is not None
+    assert found.events == (*events(1, 3, size=2_000), *events(4, 4))
+
+
+# ---------------------------------------------------------------------- the short way of nearly every commit
+
+
+@st.composite
+def commits_of_events(draw: st.DrawFn) -> list[list[SessionCommit]]:
+    """Rounds of commits that fit: events, trims and event ids of a few sessions."""
+    ends = dict.fromkeys(NAMES[:3], 0)
+    rounds = []
+    for _ in range(draw(st.integers(1, 6))):
+        commits = []
+        for name in draw(st.lists(st.sampled_from(NAMES[:3]), unique=True, max_size=3)):
+            new = draw(st.integers(0, 3))
+            commits.append(
+                SessionCommit(
+                    name,
+                    events=events(ends[name] + 1, ends[name] + new) if new else (),
+                    trimmed_to=draw(st.none() | st.integers(0, 12)),
+                    last_event_id=draw(st.none() | st.sampled_from(["", "a", "ä"])),
+                )
+            )
+            ends[name] += new
+        rounds.append(commits)
+    return rounds
+
+
+@given(commits_of_events(), st.booleans())
+def test_the_short_way_stores_what_the_long_one_does(
+    rounds: list[list[SessionCommit]], settles: bool
+) -> None:
+    """In memory, in the file, and after settling."""
+    loaded = []
+    for is_short in (True, False):
+        with closing(apsw.Connection(":memory:")) as db:
+            ensure_schema(db)
+            tables = opened(db)
+            for name in NAMES[:3]:
+                tables.claim(name, "ada", 1.0)
+                commit(tables, SessionCommit(name, last_event_id=None))
+            for commits in rounds:
+                if is_short:
+                    assert tables.journal.store(commits)
+                else:
+                    commit(tables, *commits)
+            if settles:
+                while tables.journal.settle():
+                    pass
+            loaded.append((everything(tables), everything(opened(db))))
+    assert loaded[0] == loaded[1]
+    assert loaded[0][0] == loaded[0][1]
+
+
+@pytest.mark.parametrize(
+    "commits",
+    [
+        [SessionCommit("s0", events=events(3, 3))],
+        [SessionCommit("s0", events=(*events(2, 2), *events(4, 4)))],
+        [SessionCommit("s0", events=events(2, 2)), SessionCommit("s0", events=events(3, 3))],
+        [SessionCommit("s0", events=events(2, 2)), SessionCommit("s0", trimmed_to=1)],
+        [SessionCommit("s0", events=events(2, 2)), SessionCommit("stranger", events=events(1, 1))],
+        [SessionCommit("s0", events=events(2, 2), last_event_id="\ud800")],
+        [SessionCommit("s0", events=events(2, 2), queued=(message("t"),))],
+        [SessionCommit("s0", events=events(2, 2), dequeued=("t",))],
+        [SessionCommit("s0", events=events(1, 1), reset=True)],
+    ],
+    ids=["gap", "hole", "twice", "twice-trimmed", "unknown", "surrogate", "queued", "dequeued", "reset"],
+)
+def test_what_the_short_way_cannot_store_it_leaves_alone(
+    db: apsw.Connection, commits: list[SessionCommit]
+) -> None:
+    """Wholly: the long way says what is wrong with it, or does it."""
+    tables = opened(db)
+    tables.claim("s0", "ada", 1.0)
+    commit(tables, SessionCommit("s0", events=events(1, 1)))
+    before = tables.load("s0")
+    assert not tables.journal.store(commits)
+    assert tables.load("s0") == opened(db).load("s0") == before
+
+
+def test_a_neglected_journal_is_not_the_short_ways(
+    db: apsw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has to be settled first, which the long way does."""
+    tables = opened(db)
+    tables.claim("s0", "ada", 1.0)
+    commit(tables, SessionCommit("s0", events=events(1, 1)))
+    assert tables.journal.store([SessionCommit("s0", events=events(2, 2))])
+    monkeypatch.setattr(sqlite_journal, "_OVERFULL_BYTES", 10)
+    assert not tables.journal.store([SessionCommit("s0", events=events(3, 3))])

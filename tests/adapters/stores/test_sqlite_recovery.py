@@ -96,12 +96,12 @@ async def test_a_newer_schema_is_refused_untouched(place: Place) -> None:
     """An older gateway does not guess at what a newer one wrote."""
     await fill(place)
     db = apsw.Connection(str(place.path))
-    db.pragma("user_version", 2)
+    db.pragma("user_version", 3)
     db.close()
     before = place.path.read_bytes()
 
     with pytest.raises(
-        StoreUnavailable, match=r"newer version of the gateway \(schema 2, this one knows 1\)"
+        StoreUnavailable, match=r"newer version of the gateway \(schema 3, this one knows 2\)"
     ):
         async with place.open():
             pass
