@@ -211,6 +211,36 @@ def test_a_damaged_journal_is_not_guessed_at(db: apsw.Connection, damage: bytes 
         opened(db)
 
 
+def test_large_and_small_records_are_replayed_in_their_order(db: apsw.Connection) -> None:
+    """They are in two tables."""
+    tables = opened(db)
+    tables.claim("s0", "ada", 1.0)
+    for seq in range(1, 9):
+        size = 5_000 if seq in (3, 4, 7) else 10
+        commit(tables, SessionCommit("s0", events=events(seq, seq, size=size), trimmed_to=seq - 3))
+    assert (rows(db, "journal"), rows(db, "journal_block")) == (3, 1)
+
+    found = opened(db).load("s0")
+    assert found == tables.load("s0")
+    assert found is not None
+    assert [event.seq for event in found.events] == [6, 7, 8]
+
+
+def test_under_a_steady_load_the_journal_grows_no_more(db: apsw.Connection) -> None:
+    """What is settled makes room for what comes."""
+    tables = opened(db)
+    tables.claim("s0", "ada", 1.0)
+    seq, counts = 0, []
+    for _ in range(6):
+        for _ in range(20):
+            seq += 1
+            commit(tables, SessionCommit("s0", events=events(seq, seq, size=3_000), trimmed_to=seq))
+        while tables.journal.settle():
+            pass
+        counts.append(rows(db, "journal_block"))
+    assert counts[0] == counts[-1]
+
+
 def test_a_file_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
     """With what is in its journal; an older version refuses it from then on."""
     older = apsw.Connection(str(tmp_path / "older.db"))
