@@ -119,7 +119,7 @@ def peer_launch(script: Path, agent_url: str, python: str) -> Launch:
                 "uvicorn",
                 module,
                 "--app-dir",
-                str(script.parent),
+                str(script.resolve().parent),
                 "--port",
                 str(port),
                 *options,
