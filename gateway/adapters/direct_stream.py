@@ -97,7 +97,7 @@ class DirectStream(trio.abc.Stream):
         self.lingers = False
         """Whether our last bytes deserve that the peer gets time to read them before the descriptor goes."""
         self._ready_calls: ReadyCalls | None = None
-        self._take: Callable[[bytes], bool]
+        self._take: Callable[[bytes], bool] = _take_none
         self._arrived = b""
         self.written = 0
         """How many bytes the kernel has taken since the connection began."""
@@ -288,6 +288,7 @@ class DirectStream(trio.abc.Stream):
                     self.socket.shutdown(socket.SHUT_WR)
                     self.socket.recv(_DISCARD_BYTES)
             self._wake()
+            self._ready_calls, self._take = None, _take_none  # they lead back here
             self.socket.close()
 
     async def release(self) -> None:
@@ -337,6 +338,10 @@ class DirectStream(trio.abc.Stream):
             if not received:
                 return
             discarded += received
+
+
+def _take_none(_data: bytes) -> bool:
+    return False
 
 
 def _take_nothing(_data: bytes) -> int:

@@ -166,12 +166,13 @@ class GuardedConnection(wsproto.WSConnection):
             return True
         if hear is None or self._is_inside_message():
             return False
-        if opcode == _TEXT:
-            try:
-                return hear(payload.decode())
-            except UnicodeDecodeError:
-                return False
-        return opcode == _BINARY and hear(payload)
+        if opcode != _TEXT:
+            return opcode == _BINARY and hear(payload)
+        try:
+            text = payload.decode()
+        except UnicodeDecodeError:
+            return False
+        return hear(text)
 
     def _is_between_frames(self) -> bool:
         if self.connection is None or self.state is not ConnectionState.OPEN:

@@ -202,7 +202,9 @@ class TrioWebSocketConnection:
 
     def take(self, data: bytes) -> bool:
         """Deal with ``data`` here and now if it needs no more than that; False: nothing was done."""
-        return self._protocol.take_short(data, self._hear)
+        # What is in the channel, or on its way out of it, came first.
+        is_waiting = self._websocket._recv_channel.statistics().tasks_waiting_receive
+        return self._protocol.take_short(data, self._hear if is_waiting else None)
 
     def send_nowait(self, payloads: Sequence[bytes]) -> bool:
         """See the port."""

@@ -43,6 +43,7 @@ class ClientReader:
     __slots__ = (
         "_admission",
         "_connection",
+        "_failure",
         "_identity",
         "_rate",
         "_runner",
@@ -70,11 +71,14 @@ class ClientReader:
         self._telemetry = telemetry
         self._rate = rate
         self._v2 = admission.dialect.is_v2
+        self._failure: Exception | None = None
 
     async def run(self) -> NoReturn:
         """Read until the socket is gone. Raises ``ConnectionClosed``."""
         while True:
             frame = await self._connection.receive(self._hear if self._v2 else None)
+            if self._failure is not None:
+                raise self._failure
             if not isinstance(self._connection, RemoteConnection):  # which is counted where it is held
                 self._runner.flow.note_received(frame)
             try:
@@ -99,8 +103,12 @@ class ClientReader:
             return False  # `run` says what is wrong with it
         if not isinstance(message, Ack):
             return False
+        try:
+            self._acknowledge(message)
+        except Exception as error:
+            self._failure = error  # `run` raises it, where the hub's bulkhead is
+            return False
         self._runner.flow.note_received(frame)
-        self._acknowledge(message)
         return True
 
     def _acknowledge(self, message: Ack) -> None:

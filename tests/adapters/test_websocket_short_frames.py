@@ -108,6 +108,29 @@ async def test_what_came_first_is_dealt_with_first() -> None:
     assert listener.said[:3] == [("received", "one"), ("received", "two"), ("received", "ack 3")]
 
 
+@pytest.mark.parametrize("passes", range(8))
+async def test_what_is_behind_a_backlog_is_not_heard_before_it(passes: int) -> None:
+    """Whoever takes messages out of the queue passes through the scheduler for each, and is not waiting."""
+    listener = Listener()
+    async with listening(listener) as client:
+        listener.may_receive = trio.Event()
+        await client.send(client_frame(TEXT, b"first"))
+        await listener.have_said(1)
+        for number in range(10):
+            await client.send(client_frame(TEXT, b"m%d" % number))
+        await trio.sleep(0.01)
+        listener.may_receive.set()
+        for _ in range(passes):
+            await trio.lowlevel.checkpoint()
+        await client.send(client_frame(TEXT, b"ack"))
+        await listener.have_said(12)
+    assert [message for _, message in listener.said[:12]] == [
+        "first",
+        *(f"m{number}" for number in range(10)),
+        "ack",
+    ]
+
+
 @pytest.mark.parametrize("cut", [1, 2, 5, 6, 7, 8, 9])
 async def test_a_frame_that_comes_in_two_reads_is_received(cut: int) -> None:
     """However much its second half looks like a frame of its own."""

@@ -11,6 +11,7 @@ from gateway.core.errors import AgentStreamInterrupted
 from gateway.core.identity import Identity
 from gateway.core.limits import Limits
 from gateway.core.websocket_protocol import Dialect
+from gateway.engine.session_socket import SessionSocket
 from gateway.ports import ResumePoint
 from tests.engine.fakes import Bench, FakeConnection, user_message
 
@@ -305,6 +306,28 @@ async def test_a_lone_ack_is_heard_at_once(
     await trio.testing.wait_all_tasks_blocked()
     assert socket.received == []
     assert bench.hub.flow.acks_received == 1
+
+
+async def test_a_bug_in_an_ack_heard_at_once_closes_as_any_other(
+    nursery: trio.Nursery, autojump_clock: Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 1011 by the hub, whoever it was that called: the message is read again, where bugs are caught."""
+
+    bugs = iter([RuntimeError("a bug, the first time")])
+
+    def broken(_socket: SessionSocket, _seq: int) -> None:
+        for bug in bugs:
+            raise bug
+
+    bench = await Bench(nursery).start()
+    socket = bench.connect(dialect=V2)
+    await trio.testing.wait_all_tasks_blocked()
+    monkeypatch.setattr(SessionSocket, "acknowledge", broken)
+    socket.say({"type": "ack", "seq": 0})
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(socket.received) == 1
+    assert socket.closed is not None
+    assert socket.closed[0] == 1011
 
 
 @pytest.mark.parametrize(

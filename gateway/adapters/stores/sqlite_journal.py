@@ -237,7 +237,8 @@ class EventJournal:
             self._last_id += 1
             self.blocks.written()
         for head, last_seq, trimmed_to, last_event_id, pack in parts:
-            if self._heads.get(head.session_id) is head:
+            # It may have been put out by the head of another session in this very group.
+            if self._heads.setdefault(head.session_id, head) is head:
                 head.apply(last_seq, trimmed_to, last_event_id, pack)
                 self._dirty[head.number] = head
 

@@ -242,6 +242,27 @@ def test_under_a_steady_load_the_journal_grows_no_more(db: apsw.Connection) -> N
     assert counts[0] == counts[-1]
 
 
+def test_a_session_put_out_of_memory_by_another_of_its_group_loses_nothing(
+    db: apsw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only so many heads are kept at hand, and a group's parts are taken in after all of them were found."""
+    monkeypatch.setattr(sqlite_journal, "_KNOWN_SESSIONS", 2)
+    tables = opened(db)
+    for name in NAMES[:3]:
+        tables.claim(name, "ada", 1.0)
+    commit(tables, SessionCommit("s0", events=events(1, 1)))
+    while tables.journal.settle():
+        pass
+    assert tables.load("s1") is not None
+    commit(tables, SessionCommit("s0", events=events(2, 2)), SessionCommit("s2", events=events(1, 1)))
+    commit(tables, SessionCommit("s0", events=events(3, 3)))
+    while tables.journal.settle():
+        pass
+    found = opened(db).load("s0")
+    assert found is not None
+    assert found.events == events(1, 3)
+
+
 def test_a_file_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
     """With what is in its journal; an older version refuses it from then on."""
     older = apsw.Connection(str(tmp_path / "older.db"))
