@@ -118,7 +118,7 @@ class Settings:
         "64KiB", size(1), help="Unacknowledged bytes per socket from which waiting tokens are merged."
     )
     ws_unacked_bytes: int = _var(
-        "1MiB", size(1), help="Unacknowledged bytes per socket from which the upstream is read no faster."
+        "768KiB", size(1), help="Unacknowledged bytes per socket from which the upstream is read no faster."
     )
     max_sockets: int = _var("20000", whole(1), help="Open sockets; more are told to come back later (1013).")
     max_sockets_per_subject: int = _var("50", whole(1), help="Open sockets of one subject.")
