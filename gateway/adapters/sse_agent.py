@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.cookiejar
+import ipaddress
 import random
 import ssl
 import urllib.request
@@ -54,12 +55,13 @@ async def agent_client(
 
     ``transport`` carries plain HTTP to it, straight: httpx's client would spend 0.15 ms a request on cookies,
     redirects and credentials that there are not. TLS, and HTTP where ``HTTP_PROXY`` and ``NO_PROXY`` ask for
-    a proxy, go httpx's own way, without a bound on connections: a request cancelled at the wrong moment
-    leaks a place in httpcore's pool (1.0.9), and a pool without places has none to lose. How many turns
-    run at once is bounded in the engine.
+    a proxy (never to this machine, which a proxy would take for its own), go httpx's own way, without a bound
+    on connections: a request cancelled at the wrong moment leaks a place in httpcore's pool (1.0.9), and a
+    pool without places has none to lose. How many turns run at once is bounded in the engine.
     """
     url = httpx.URL(agent_url)
-    is_proxied = bool({"http", "all"} & urllib.request.getproxies().keys())
+    is_local = _is_loopback(url.host)
+    is_proxied = not is_local and bool({"http", "all"} & urllib.request.getproxies().keys())
     if url.scheme == "http" and (not is_proxied or bool(urllib.request.proxy_bypass(url.host))):
         async with transport:
             yield transport.handle_async_request
@@ -68,11 +70,19 @@ async def agent_client(
     no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
     async with httpx.AsyncClient(
         verify=verify,
+        mounts={f"https://{url.netloc.decode('ascii')}": None} if is_local else None,
         cookies=no_cookies,
         follow_redirects=False,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0),
     ) as client:
         yield partial(client.send, stream=True)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class SseAgentRuntime:

@@ -169,6 +169,27 @@ async def test_a_thousand_random_cancels_do_not_exhaust_httpx() -> None:
     assert open_files() == files
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_runtime_on_this_machine_is_asked_straight(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """Whatever proxy the environment names: the runtime would not be there for it."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    transport = StreamingTransport()
+    async with (
+        loopback_agent(stream_tokens) as port,
+        runtime_at(f"http://{host}:{port}", transport) as runtime,
+    ):
+        assert await collect(runtime) == [TOKEN_EVENT, TOKEN_EVENT]
+        assert transport.open_connections == 1
+    async with (
+        tls_agent(stream_tokens) as (url, context),
+        runtime_at(url, verify=context) as runtime,
+    ):
+        assert await collect(runtime) == [TOKEN_EVENT, TOKEN_EVENT]
+
+
 async def test_a_proxy_from_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain HTTP goes through it, unless ``NO_PROXY`` says otherwise."""
     seen: list[bytes] = []
