@@ -6,9 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.redis_groups import ClusterGroup, SentinelGroup
 from tests.redis_server import RedisServer
+
+
+def pytest_configure() -> None:
+    """Examples of Hypothesis have no deadline: that a machine is busy is no reason to fail."""
+    settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("timeless")
 
 
 @pytest.fixture(scope="session")
