@@ -48,6 +48,8 @@ class Flusher:
     def finish(self) -> None:
         """From now on nothing can be started, and what waits has waited long enough."""
         self._start = None
+        # They lead back to the socket, which would keep its session's events until the next full collection.
+        self._is_blocked, self._wait_taken = _takes_all, _take_none
         if self._is_running:  # A multiplexed socket's nursery goes on, and would hold it.
             self._waiting.cancel()
 
@@ -96,3 +98,11 @@ async def wait_sent_in_time(connection: ClientConnection, send_timeout: float) -
             return None
         if connection.unsent >= unsent:
             return CloseCode.TOO_SLOW, "too slow: nothing was taken in time; resume when ready"
+
+
+def _takes_all() -> bool:
+    return False
+
+
+async def _take_none() -> None:
+    await trio.lowlevel.checkpoint()

@@ -27,6 +27,7 @@ from tests.adapters.socket_harness import (
     upgrade_request,
     websocket_port,
 )
+from tests.garbage import garbage_of
 
 pytestmark = pytest.mark.skipif(not HAS_EPOLL, reason="needs epoll, which Linux has")
 
@@ -290,3 +291,21 @@ async def test_a_short_message_is_heard_on_a_compressed_socket() -> None:
         await client.send(client_frame(TEXT, b"ack 1"))
         await listener.have_said(1)
     assert listener.said[0] == ("heard", "ack 1")
+
+
+@pytest.mark.parametrize("says_goodbye", [True, False])
+async def test_a_closed_socket_leaves_nothing_to_the_collector(says_goodbye: bool) -> None:
+    """Neither of ours nor of wsproto's, whether the peer closes it or is gone."""
+    async with websocket_port(ScriptedGate(), RecordingTelemetry()) as port:
+        with garbage_of("gateway", "wsproto", "trio_websocket") as found:
+            for _ in range(2):
+                async with raw_client(port) as client:
+                    await client.send(client_frame(TEXT, b"hello"))
+                    assert await client.read_frame() == (TEXT, b"hello")
+                    if says_goodbye:
+                        await client.send(client_frame(CLOSE, (1000).to_bytes(2, "big")))
+                        assert await client.read_close() == 1000
+                        assert await client.read_to_end() == b""
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            del client
+        assert found == []

@@ -170,7 +170,7 @@ class FakeConnection(ClientConnection):
             try:
                 message = await self._incoming.receive()
             except trio.EndOfChannel:
-                raise self.lost or ConnectionClosed(1006) from None
+                raise self._gone() from None
             if hear is None or not hear(message):
                 self.received.append(message)
                 return message
@@ -179,7 +179,7 @@ class FakeConnection(ClientConnection):
         """Take, or hold while stalled."""
         if self.lost is not None:
             self._held += payloads
-            raise self.lost
+            raise self._gone()
         if self.stalled:
             self._held += payloads
             return False
@@ -187,11 +187,15 @@ class FakeConnection(ClientConnection):
         self.arrived.unpark_all()
         return True
 
+    def _gone(self) -> ConnectionClosed:
+        """A new one each time: an exception that was raised holds the frames that it passed."""
+        return ConnectionClosed(self.lost.code, self.lost.reason) if self.lost else ConnectionClosed(1006)
+
     async def wait_sent(self) -> None:
         """Wait while stalled."""
         while self._held:
             if self.lost is not None:
-                raise self.lost
+                raise self._gone()
             self._moved = trio.Event()
             await self._moved.wait()
         await trio.lowlevel.checkpoint()

@@ -14,6 +14,7 @@ from gateway.core.websocket_protocol import Dialect
 from gateway.engine.session_socket import SessionSocket
 from gateway.ports import ResumePoint
 from tests.engine.fakes import Bench, FakeConnection, user_message
+from tests.garbage import garbage_of
 
 V2 = Dialect.V2_JSON
 Mock = trio.testing.MockClock
@@ -454,3 +455,25 @@ async def test_drain_spares_a_socket_that_is_leaving(
         await trio.lowlevel.checkpoint()
     await bench.hub.drain()
     assert bench.hub.socket_count == 0
+
+
+async def test_a_socket_that_left_leaves_nothing_to_the_collector(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """It holds its session, and that all its events: they go when nobody needs them any more."""
+    bench = await Bench(nursery).start()
+    with garbage_of("gateway") as found:
+        for number in range(2):
+            socket = bench.connect(f"s{number}", dialect=V2)
+            await trio.testing.wait_all_tasks_blocked()
+            socket.say(user_message(id="m"))
+            stream = await bench.agent.stream(number)
+            stream.token("x", final=True)
+            stream.done()
+            await trio.testing.wait_all_tasks_blocked()
+            socket.say({"type": "ack", "seq": socket.objects()[-1]["seq"]})
+            await trio.testing.wait_all_tasks_blocked()
+            socket.drop()
+            await trio.testing.wait_all_tasks_blocked()
+        del socket, stream
+    assert found == []
