@@ -115,9 +115,7 @@ class GuardedConnection(wsproto.WSConnection):
             self._pong_awaited = None
 
     def end(self) -> None:
-        """Nothing more will come, and ``events`` is not called again: wake whoever waits for a pong."""
-        if self.connection is not None:
-            self.connection._proto._parse_more.close()  # a generator that leads back to its owner
+        """Nothing more will come: wake whoever waits for a pong."""
         if self._pong_awaited is not None:
             self._pong_awaited[1].set()
 
