@@ -44,6 +44,8 @@ class TaskBranch:
         """Cancel every task, and start none any more."""
         self._is_cut = True
         self._waiting.clear()
+        # It leads back to the owner, who would stay in memory until the next full collection.
+        self._grow = _grow_no_more
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
@@ -63,3 +65,7 @@ class TaskBranch:
             if not self._count:
                 # The nursery closes now; a task that comes later opens another.
                 self._nursery = None
+
+
+def _grow_no_more() -> None:
+    pass

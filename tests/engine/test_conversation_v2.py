@@ -477,3 +477,24 @@ async def test_a_socket_that_left_leaves_nothing_to_the_collector(
             await trio.testing.wait_all_tasks_blocked()
         del socket, stream
     assert found == []
+
+
+async def test_a_session_that_left_memory_leaves_nothing_to_the_collector(
+    nursery: trio.Nursery, autojump_clock: Mock
+) -> None:
+    """With all its events: they would stay until the next full collection, after thousands of turns."""
+    bench = await Bench(nursery).start()
+    with garbage_of("gateway") as found:
+        for number in range(2):
+            socket = bench.connect(f"s{number}", dialect=V2)
+            await trio.testing.wait_all_tasks_blocked()
+            socket.say(user_message(id="m"))
+            stream = await bench.agent.stream(number)
+            stream.token("x", final=True)
+            stream.done()
+            await trio.testing.wait_all_tasks_blocked()
+            socket.drop()
+            await trio.sleep(2 * Limits().replay_retention)
+            assert not bench.hub.runners
+        del socket, stream
+    assert found == []
