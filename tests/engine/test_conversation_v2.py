@@ -457,6 +457,18 @@ async def test_drain_spares_a_socket_that_is_leaving(
     assert bench.hub.socket_count == 0
 
 
+async def hold_a_turn(bench: Bench, number: int) -> FakeConnection:
+    """The socket of a session of its own, after a turn."""
+    socket = bench.connect(f"s{number}", dialect=V2)
+    await trio.testing.wait_all_tasks_blocked()
+    socket.say(user_message(id="m"))
+    stream = await bench.agent.stream(number)
+    stream.token("x", final=True)
+    stream.done()
+    await trio.testing.wait_all_tasks_blocked()
+    return socket
+
+
 async def test_a_socket_that_left_leaves_nothing_to_the_collector(
     nursery: trio.Nursery, autojump_clock: Mock
 ) -> None:
@@ -464,18 +476,12 @@ async def test_a_socket_that_left_leaves_nothing_to_the_collector(
     bench = await Bench(nursery).start()
     with garbage_of("gateway") as found:
         for number in range(2):
-            socket = bench.connect(f"s{number}", dialect=V2)
-            await trio.testing.wait_all_tasks_blocked()
-            socket.say(user_message(id="m"))
-            stream = await bench.agent.stream(number)
-            stream.token("x", final=True)
-            stream.done()
-            await trio.testing.wait_all_tasks_blocked()
+            socket = await hold_a_turn(bench, number)
             socket.say({"type": "ack", "seq": socket.objects()[-1]["seq"]})
             await trio.testing.wait_all_tasks_blocked()
             socket.drop()
             await trio.testing.wait_all_tasks_blocked()
-        del socket, stream
+        del socket
     assert found == []
 
 
@@ -486,15 +492,9 @@ async def test_a_session_that_left_memory_leaves_nothing_to_the_collector(
     bench = await Bench(nursery).start()
     with garbage_of("gateway") as found:
         for number in range(2):
-            socket = bench.connect(f"s{number}", dialect=V2)
-            await trio.testing.wait_all_tasks_blocked()
-            socket.say(user_message(id="m"))
-            stream = await bench.agent.stream(number)
-            stream.token("x", final=True)
-            stream.done()
-            await trio.testing.wait_all_tasks_blocked()
+            socket = await hold_a_turn(bench, number)
             socket.drop()
             await trio.sleep(2 * Limits().replay_retention)
             assert not bench.hub.runners
-        del socket, stream
+        del socket
     assert found == []
